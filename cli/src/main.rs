@@ -1,0 +1,3 @@
+//! The `halter` command.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Records, readers, mixtures, packing and the ledger.
+
+pub mod record;

@@ -1,0 +1,127 @@
+//! What a data set holds, whatever its file looked like.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+/// One turn of a conversation: the JSON object as it was read (`role`, `content`, perhaps
+/// `tool_calls`, `name`, …), so that a template sees everything the row said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message(pub Map<String, Value>);
+
+impl Message {
+    /// A message of plain text.
+    pub fn new(role: &str, content: &str) -> Self {
+        let mut map = Map::new();
+        map.insert("role".into(), role.into());
+        map.insert("content".into(), content.into());
+        Self(map)
+    }
+
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, …
+    pub fn role(&self) -> &str {
+        self.0.get("role").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The text, where the content is a string.
+    pub fn content(&self) -> Option<&str> {
+        self.0.get("content").and_then(Value::as_str)
+    }
+}
+
+/// A prompt or a completion: text, or messages that the chat template renders.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Turn {
+    /// Plain text, no template.
+    Text(String),
+    /// Messages.
+    Messages(Vec<Message>),
+}
+
+/// One row of a data set, normalised.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A conversation (`messages`, ShareGPT, Alpaca).
+    Chat {
+        /// The turns.
+        messages: Vec<Message>,
+        /// Tool declarations (JSON schemas) for the template.
+        tools: Option<Vec<Value>>,
+    },
+    /// A prompt and what should follow it.
+    PromptCompletion {
+        /// Not trained.
+        prompt: Turn,
+        /// Trained.
+        completion: Turn,
+        /// Tool declarations.
+        tools: Option<Vec<Value>>,
+    },
+    /// Text, every token trained (pre-training).
+    Text {
+        /// The text.
+        text: String,
+    },
+    /// Two completions of one prompt. `prompt` is `None` where it is implicit in both.
+    Preference {
+        /// What was asked.
+        prompt: Option<Turn>,
+        /// The better completion.
+        chosen: Turn,
+        /// The worse completion.
+        rejected: Turn,
+    },
+    /// Several completions of one prompt, best first.
+    Ranked {
+        /// What was asked.
+        prompt: Turn,
+        /// Best first; two or more.
+        completions: Vec<Turn>,
+    },
+    /// A completion with a verdict (KTO).
+    Unpaired {
+        /// What was asked.
+        prompt: Turn,
+        /// What was answered.
+        completion: Turn,
+        /// Wanted or not.
+        label: bool,
+    },
+    /// A row already tokenized.
+    Tokenized {
+        /// Tokens.
+        input_ids: Vec<u32>,
+        /// `true` where the token is trained; all of them where the row had no mask.
+        completion_mask: Vec<bool>,
+    },
+    /// A preference pair already tokenized.
+    TokenizedPreference {
+        /// Prompt tokens.
+        prompt_ids: Vec<u32>,
+        /// Tokens of the better completion.
+        chosen_ids: Vec<u32>,
+        /// Tokens of the worse completion.
+        rejected_ids: Vec<u32>,
+    },
+}
+
+/// Where a row came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// File, or name of the data set.
+    pub path: Arc<PathBuf>,
+    /// Line (JSONL) or row (Parquet, JSON array), from one.
+    pub line: usize,
+}
+
+/// A row ready to be trained on: tokens, and which of them are trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Where it came from.
+    pub origin: Origin,
+    /// Tokens.
+    pub input_ids: Vec<u32>,
+    /// Same length; `true` where the token is trained (predicted from those before it).
+    pub completion_mask: Vec<bool>,
+}

@@ -1,0 +1,1 @@
+//! Buffers that are used again, and how much memory a run will need.

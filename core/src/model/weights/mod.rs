@@ -1,0 +1,1 @@
+//! Weights in and out: safetensors, GGUF, a hub, and the export.

@@ -1,0 +1,1 @@
+//! The training run: pass, optimizer, schedule, checkpoint, metrics, run directory.

@@ -1,0 +1,1 @@
+//! Tiny models, comparisons and gradient checks for halter's tests.
