@@ -1,1 +1,5 @@
 //! Buffers that are used again, and how much memory a run will need.
+
+mod pool;
+
+pub use pool::{Buffer, Pool};

@@ -1,0 +1,212 @@
+//! The head: per-token log-probabilities, without ever holding the logits of a batch.
+//!
+//! Rows go through in chunks. Forward keeps one number per row, the log-sum-exp; backward computes
+//! the chunk's logits again and turns them into their gradient in place.
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::linear::{self, Into};
+use super::simd::{exp, max, sum, vectorize};
+use super::{Context, slices};
+use crate::Result;
+use crate::data::batch::Target;
+
+/// About how many logits a chunk has: 64 MiB in f32.
+const CHUNK_LOGITS: usize = 1 << 24;
+
+/// What [`forward`] found.
+#[derive(Debug)]
+pub struct Logps {
+    /// One log-probability per entry, `(entries,)`, f32 or f64.
+    pub logps: Tensor,
+    /// Log-sum-exp of each row's logits.
+    lse: Vec<f64>,
+    /// For each entry: whether no token is likelier.
+    pub is_best: Vec<bool>,
+}
+
+/// Rows per chunk for a vocabulary of this size.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
+}
+
+/// Log-probabilities of `entries`, sorted by row, under `softmax(hidden · weightᵀ)`. Shapes:
+/// `hidden (rows, hidden)`, `weight (vocabulary, hidden)`.
+pub fn forward(
+    ctx: &Context,
+    hidden: &Tensor,
+    weight: &Tensor,
+    entries: &[Target],
+) -> Result<Logps> {
+    let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
+    let mut lse = Vec::with_capacity(rows);
+    let mut logps = Vec::with_capacity(entries.len());
+    let mut is_best = Vec::with_capacity(entries.len());
+    for chunk in Chunks::new(rows, vocabulary, entries) {
+        let hidden = hidden.narrow(0, chunk.start, chunk.rows)?;
+        let logits = ctx.empty((chunk.rows, vocabulary), &hidden)?;
+        linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
+        let (statistics, picked) = if ctx.is_fused(&logits) {
+            let logits = slices::read(&logits)?;
+            let pick = |e: &Target| {
+                f64::from(logits[(e.row as usize - chunk.start) * vocabulary + e.token as usize])
+            };
+            (row_statistics(&logits, vocabulary), chunk.entries.iter().map(pick).collect())
+        } else {
+            composed_statistics(&logits, &chunk)?
+        };
+        for (entry, logit) in chunk.entries.iter().zip::<Vec<f64>>(picked) {
+            let (max, lse) = statistics[entry.row as usize - chunk.start];
+            logps.push(logit - lse);
+            is_best.push(logit >= max);
+        }
+        lse.extend(statistics.iter().map(|&(_, lse)| lse));
+    }
+    let dtype = if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let logps = Tensor::from_vec(logps, entries.len(), hidden.device())?.to_dtype(dtype)?;
+    Ok(Logps { logps, lse, is_best })
+}
+
+/// Given d(loss)/d(logps): `dhidden` is written, `dweight` (if wanted) added to.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    ctx: &Context,
+    hidden: &Tensor,
+    weight: &Tensor,
+    entries: &[Target],
+    saved: &Logps,
+    dlogps: &[f64],
+    dhidden: &Tensor,
+    dweight: Option<&Tensor>,
+) -> Result<()> {
+    let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
+    let mut done = 0;
+    for chunk in Chunks::new(rows, vocabulary, entries) {
+        let dlogps = &dlogps[done..done + chunk.entries.len()];
+        done += chunk.entries.len();
+        let hidden = hidden.narrow(0, chunk.start, chunk.rows)?;
+        let logits = ctx.empty((chunk.rows, vocabulary), &hidden)?;
+        linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
+        let lse = &saved.lse[chunk.start..chunk.start + chunk.rows];
+        // d(logits) of a row = Σ_entries g·(onehot − softmax).
+        let mut row_weights = vec![0f64; chunk.rows];
+        for (entry, g) in chunk.entries.iter().zip(dlogps) {
+            row_weights[entry.row as usize - chunk.start] += g;
+        }
+        let dlogits = if ctx.is_fused(&logits) {
+            slices::write(&logits, |logits| {
+                logits.par_chunks_mut(vocabulary).zip(lse).zip(&row_weights).for_each(
+                    |((row, &lse), &weight)| {
+                        let (lse, weight) = (lse as f32, weight as f32);
+                        vectorize(|| row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
+                    },
+                );
+                for (entry, g) in chunk.entries.iter().zip(dlogps) {
+                    let row = entry.row as usize - chunk.start;
+                    logits[row * vocabulary + entry.token as usize] += *g as f32;
+                }
+            })?;
+            logits
+        } else {
+            composed_gradient(&logits, &chunk, lse, &row_weights, dlogps)?.into()
+        };
+        let dhidden = dhidden.narrow(0, chunk.start, chunk.rows)?;
+        linear::backward_input(ctx, &dlogits, weight, Into::Overwrite, &dhidden)?;
+        if let Some(dweight) = dweight {
+            linear::backward_weight(ctx, &dlogits, &hidden, dweight)?;
+        }
+    }
+    Ok(())
+}
+
+/// Consecutive rows and the entries that they predict.
+struct Chunk<'a> {
+    start: usize,
+    rows: usize,
+    entries: &'a [Target],
+}
+
+struct Chunks<'a> {
+    next: usize,
+    rows: usize,
+    per_chunk: usize,
+    entries: &'a [Target],
+}
+
+impl<'a> Chunks<'a> {
+    fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
+        Self { next: 0, rows, per_chunk: chunk_rows(vocabulary), entries }
+    }
+}
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = Chunk<'a>;
+
+    fn next(&mut self) -> Option<Chunk<'a>> {
+        if self.next >= self.rows {
+            return None;
+        }
+        let start = self.next;
+        let rows = self.per_chunk.min(self.rows - start);
+        self.next = start + rows;
+        let split = self.entries.partition_point(|entry| (entry.row as usize) < self.next);
+        let (entries, rest) = self.entries.split_at(split);
+        self.entries = rest;
+        Some(Chunk { start, rows, entries })
+    }
+}
+
+/// Maximum and log-sum-exp of each row.
+fn row_statistics(logits: &[f32], vocabulary: usize) -> Vec<(f64, f64)> {
+    let row = |row: &[f32]| {
+        vectorize(|| {
+            let max = max(row);
+            let total = sum(row.len(), |i| exp(row[i] - max));
+            (f64::from(max), f64::from(max) + f64::from(total).ln())
+        })
+    };
+    logits.par_chunks(vocabulary).map(row).collect()
+}
+
+/// [`row_statistics`] and each entry's logit, on any device.
+fn composed_statistics(logits: &Tensor, chunk: &Chunk) -> Result<(Vec<(f64, f64)>, Vec<f64>)> {
+    let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let logits = logits.to_dtype(wide)?;
+    let max = logits.max_keepdim(1)?;
+    let lse = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()? + &max)?;
+    let host = |x: Tensor| -> Result<Vec<f64>> {
+        Ok(x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?)
+    };
+    let statistics = host(max)?.into_iter().zip(host(lse)?).collect();
+    let flat = flat_index(chunk, logits.dim(1)?, &logits)?;
+    Ok((statistics, host(logits.flatten_all()?.index_select(&flat, 0)?)?))
+}
+
+fn composed_gradient(
+    logits: &Tensor,
+    chunk: &Chunk,
+    lse: &[f64],
+    row_weights: &[f64],
+    dlogps: &[f64],
+) -> Result<Tensor> {
+    let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let column = |values: &[f64]| -> Result<Tensor> {
+        Ok(Tensor::from_slice(values, (values.len(), 1), logits.device())?.to_dtype(wide)?)
+    };
+    let probs = logits.to_dtype(wide)?.broadcast_sub(&column(lse)?)?.exp()?;
+    let grad = probs.broadcast_mul(&column(row_weights)?)?.neg()?;
+    let flat = flat_index(chunk, logits.dim(1)?, logits)?;
+    let onehot = column(dlogps)?.flatten_all()?;
+    let grad = grad.flatten_all()?.index_add(&flat, &onehot, 0)?;
+    Ok(grad.reshape(logits.shape())?.to_dtype(logits.dtype())?)
+}
+
+fn flat_index(chunk: &Chunk, vocabulary: usize, like: &Tensor) -> Result<Tensor> {
+    let index: Vec<i64> = chunk
+        .entries
+        .iter()
+        .map(|e| ((e.row as usize - chunk.start) * vocabulary + e.token as usize) as i64)
+        .collect();
+    Ok(Tensor::from_slice(&index, index.len(), like.device())?)
+}

@@ -1,0 +1,146 @@
+//! Code compiled for the widest vectors the machine has, chosen at run time.
+//!
+//! Loops passed to [`vectorize`] are plain Rust that the compiler turns into vector instructions.
+//! Multiplications and additions are not contracted, so results do not depend on whether the
+//! machine has fused multiply-add.
+
+/// Runs `f` compiled for the machine's vector instructions.
+#[inline(always)]
+pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+    struct Body<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Body<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Body(f))
+}
+
+/// Sums are kept in this many lanes, whatever the vector width, so that every machine and thread
+/// count adds in the same order.
+pub(crate) const LANES: usize = 16;
+
+/// Sum of `f(i)` for `i` in `0..n`, in a fixed order.
+#[inline(always)]
+pub(crate) fn sum(n: usize, mut f: impl FnMut(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(i + lane);
+        }
+        i += LANES;
+    }
+    for (lane, total) in lanes.iter_mut().enumerate().take(n - whole) {
+        *total += f(whole + lane);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Largest element; negative infinity of nothing.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for (best, &value) in lanes.iter_mut().zip(block) {
+            *best = if value > *best { value } else { *best };
+        }
+    }
+    for (best, &value) in lanes.iter_mut().zip(rest) {
+        *best = if value > *best { value } else { *best };
+    }
+    fold(lanes, f32::max)
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = f(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `e^x` to within 2 units in the last place; 0 below −87.3, infinity above 88.7, NaN of NaN.
+///
+/// `x = n·ln 2 + r`, `|r| ≤ ln 2 / 2`; `e^r` by its Taylor polynomial of degree 7, whose remainder
+/// there is below 3e-9, and `2^n` by writing the exponent.
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5·2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x > 88.8 { 88.8 } else { x };
+    let clamped = if clamped < -87.4 { -87.4 } else { clamped };
+    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * (r * r) + r + 1.0;
+    // n reaches 128 just below overflow: scale in two steps.
+    let n = n as i32;
+    let scale = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    let y = p * scale(n / 2) * scale(n - n / 2);
+    let y = if x < -87.336_54 { 0.0 } else { y };
+    if x > 88.722_84 { f32::INFINITY } else { y }
+}
+
+/// `1 / (1 + e^−x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_exact_value() {
+        let mut checked = 0;
+        let mut worst = 0f64;
+        let mut x = -87.3f32;
+        while x < 88.7 {
+            let got = f64::from(exp(x));
+            let want = f64::from(x).exp();
+            let ulp = f64::from(f32::EPSILON) * 2f64.powi(want.log2().floor() as i32);
+            worst = worst.max((got - want).abs() / ulp);
+            checked += 1;
+            x += 0.000_37;
+        }
+        assert!(checked > 400_000);
+        assert!(worst <= 2.0, "{worst}");
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1000.0), 0.0);
+        assert_eq!(exp(1000.0), f32::INFINITY);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_and_maxima_agree_with_the_plain_loop() {
+        for n in [0, 1, 15, 16, 17, 100] {
+            let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 31) as f32 - 20.0).collect();
+            assert_eq!(sum(n, |i| x[i]), x.iter().sum::<f32>());
+            assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+}
