@@ -1,4 +1,10 @@
 //! The decoder: configuration, weights in and out, blocks, head and LoRA.
 
+pub mod block;
 pub mod config;
+mod decoder;
+pub mod linear;
+pub mod param;
 pub mod weights;
+
+pub use decoder::Decoder;

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::memory::{Buffer, Pool};
 
 pub mod attention;
+pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod logps;
@@ -80,4 +81,20 @@ pub(crate) fn assign(dst: &Tensor, src: &Tensor) -> Result<()> {
 pub(crate) fn accumulate(dst: &Tensor, src: &Tensor) -> Result<()> {
     let src = src.reshape(dst.shape())?.to_dtype(dst.dtype())?;
     assign(dst, &(dst + src)?)
+}
+
+/// `x *= factor`, in place.
+pub(crate) fn scale(ctx: &Context, x: &Tensor, factor: f32) -> Result<()> {
+    if !ctx.is_fused(x) {
+        return assign(x, &x.affine(f64::from(factor), 0.0)?);
+    }
+    slices::write(x, |x| x.iter_mut().for_each(|x| *x *= factor))
+}
+
+/// `x = 0`, in place.
+pub(crate) fn clear(ctx: &Context, x: &Tensor) -> Result<()> {
+    if !ctx.is_fused(x) {
+        return Ok(x.zero_set()?);
+    }
+    slices::write(x, |x| x.fill(0.0))
 }

@@ -1,0 +1,169 @@
+//! The decoder: embedding, blocks, final norm and head, from a configuration.
+
+use candle_core::Device;
+
+use super::block::Block;
+use super::config::ModelConfig;
+use super::linear::Linear;
+use super::param::{Grads, Param, Value};
+use crate::ops::attention::Shape;
+use crate::ops::{Context, rope};
+use crate::{Error, Result};
+
+/// A Llama-family decoder.
+#[derive(Debug)]
+pub struct Decoder {
+    /// What it was built from.
+    pub config: ModelConfig,
+    /// `(vocabulary, hidden)`.
+    pub embed: Param,
+    /// The blocks, first to last.
+    pub blocks: Vec<Block>,
+    /// Norm before the head.
+    pub norm: Param,
+    /// `(vocabulary, hidden)`; the embedding serves where it is `None`.
+    pub head: Option<Param>,
+    /// Rotary frequencies.
+    pub(crate) frequencies: Vec<f32>,
+    /// Device and scratch.
+    pub(crate) ctx: Context,
+    trained: usize,
+}
+
+impl Decoder {
+    /// Builds the decoder, asking `value` for each parameter of [`ModelConfig::params`] in order.
+    ///
+    /// # Errors
+    /// Whatever `value` fails with.
+    pub fn new(
+        config: ModelConfig,
+        ctx: Context,
+        mut value: impl FnMut(&str, &[usize]) -> Result<Value>,
+    ) -> Result<Self> {
+        let specs = config.params();
+        let mut next = specs.into_iter();
+        let mut take = |suffix: &str| -> Result<Param> {
+            let spec = next.next().ok_or_else(|| Error::model("too few parameters"))?;
+            if !spec.name.ends_with(suffix) {
+                return Err(Error::model(format!("expected `…{suffix}`, got `{}`", spec.name)));
+            }
+            let value = value(&spec.name, &spec.shape)?;
+            Ok(Param::new(spec.name, value))
+        };
+        let embed = take("embed_tokens.weight")?;
+        let blocks = (0..config.num_hidden_layers)
+            .map(|layer| build_block(&config, layer, &mut take))
+            .collect::<Result<Vec<_>>>()?;
+        let norm = take("norm.weight")?;
+        let head = if config.tie_word_embeddings { None } else { Some(take("lm_head.weight")?) };
+        let frequencies = rope::inverse_frequencies(&config);
+        Ok(Self { config, embed, blocks, norm, head, frequencies, ctx, trained: 0 })
+    }
+
+    /// The device it computes on.
+    pub fn device(&self) -> &Device {
+        self.ctx.device()
+    }
+
+    /// Scratch and device of its operations.
+    pub fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// The matrix of the head.
+    pub fn head(&self) -> &Param {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Every parameter once, adapters included, in a fixed order.
+    pub fn params(&self) -> Vec<&Param> {
+        let mut params = vec![&self.embed];
+        params.extend(self.blocks.iter().flat_map(Block::params));
+        params.push(&self.norm);
+        params.extend(&self.head);
+        params
+    }
+
+    fn params_mut(&mut self) -> Vec<&mut Param> {
+        let mut params = vec![&mut self.embed];
+        params.extend(self.blocks.iter_mut().flat_map(Block::params_mut));
+        params.push(&mut self.norm);
+        params.extend(&mut self.head);
+        params
+    }
+
+    /// The trained parameters; gradients and optimizer state follow this order.
+    pub fn trained(&self) -> Vec<&Param> {
+        self.params().into_iter().filter(|param| param.is_trained()).collect()
+    }
+
+    /// Trains exactly the parameters for which `choose` says so.
+    ///
+    /// # Errors
+    /// If one of them is held in a form that cannot be trained.
+    pub fn train_where(&mut self, choose: impl Fn(&Param) -> bool) -> Result<()> {
+        let mut slot = 0;
+        for param in self.params_mut() {
+            if choose(param) {
+                param.train(slot)?;
+                slot += 1;
+            } else {
+                param.freeze();
+            }
+        }
+        self.trained = slot;
+        Ok(())
+    }
+
+    /// Zeroed gradient buffers for [`Self::trained`].
+    pub fn grads(&self) -> Result<Grads> {
+        Grads::zeros(self.trained())
+    }
+
+    /// The lowest block that gradients must reach; `None` if they must reach the embedding.
+    pub(crate) fn lowest_trained_block(&self) -> Option<usize> {
+        if self.embed.is_trained() {
+            return None;
+        }
+        let lowest = self.blocks.iter().position(Block::is_trained);
+        Some(lowest.unwrap_or(self.blocks.len()))
+    }
+}
+
+fn build_block(
+    config: &ModelConfig,
+    layer: usize,
+    take: &mut impl FnMut(&str) -> Result<Param>,
+) -> Result<Block> {
+    fn linear(
+        take: &mut impl FnMut(&str) -> Result<Param>,
+        name: &str,
+        bias: bool,
+    ) -> Result<Linear> {
+        let weight = take(&format!("{name}.weight"))?;
+        let bias = if bias { Some(take(&format!("{name}.bias"))?) } else { None };
+        Ok(Linear { weight, bias, lora: None })
+    }
+    Ok(Block {
+        attention_norm: take("input_layernorm.weight")?,
+        q: linear(take, "q_proj", config.qkv_bias)?,
+        k: linear(take, "k_proj", config.qkv_bias)?,
+        v: linear(take, "v_proj", config.qkv_bias)?,
+        qk_norm: match config.qk_norm {
+            true => Some((take("q_norm.weight")?, take("k_norm.weight")?)),
+            false => None,
+        },
+        o: linear(take, "o_proj", config.o_bias)?,
+        ffn_norm: take("post_attention_layernorm.weight")?,
+        gate: linear(take, "gate_proj", config.mlp_bias)?,
+        up: linear(take, "up_proj", config.mlp_bias)?,
+        down: linear(take, "down_proj", config.mlp_bias)?,
+        shape: Shape {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            window: config.sliding_window.get(layer).copied().flatten(),
+        },
+        eps: config.rms_norm_eps,
+    })
+}

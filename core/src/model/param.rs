@@ -1,0 +1,188 @@
+//! One parameter of the model, and the gradients of those that are trained.
+
+use std::ops::Deref;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use crate::memory::Buffer;
+use crate::ops::{Context, slices};
+use crate::{Error, ErrorKind, Result};
+
+/// A named tensor of the model.
+#[derive(Debug, Clone)]
+pub struct Param {
+    name: String,
+    value: Value,
+    slot: Option<usize>,
+}
+
+/// How a parameter is held.
+#[derive(Debug, Clone)]
+pub enum Value {
+    /// In the type of the computation, ready for use; the only form that can be trained.
+    Dense(Tensor),
+}
+
+impl Param {
+    /// A frozen parameter under the name Hugging Face gives it.
+    pub fn new(name: impl Into<String>, value: Value) -> Self {
+        Self { name: name.into(), value, slot: None }
+    }
+
+    /// Name, e.g. `model.norm.weight`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it is held.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// Row-major shape.
+    pub fn dims(&self) -> &[usize] {
+        match &self.value {
+            Value::Dense(tensor) => tensor.dims(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// Whether a gradient is computed for it.
+    pub fn is_trained(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// The tensor of a dense parameter.
+    pub fn dense(&self) -> Option<&Tensor> {
+        match &self.value {
+            Value::Dense(tensor) => Some(tensor),
+        }
+    }
+
+    /// The parameter in the type of the computation: itself, or a widened copy in scratch.
+    pub fn widened(&self, _ctx: &Context) -> Result<Widened<'_>> {
+        match &self.value {
+            Value::Dense(tensor) => Ok(Widened::Itself(tensor)),
+        }
+    }
+
+    /// Its gradient buffer, if it is trained.
+    pub fn grad<'g>(&self, grads: &'g Grads) -> Option<&'g Tensor> {
+        self.slot.and_then(|slot| grads.buffers.get(slot))
+    }
+
+    /// Marks it as trained, with the gradient buffer `slot`.
+    ///
+    /// # Errors
+    /// If it is not dense.
+    pub(crate) fn train(&mut self, slot: usize) -> Result<()> {
+        let Value::Dense(_) = &self.value;
+        self.slot = Some(slot);
+        Ok(())
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        self.slot = None;
+    }
+}
+
+/// See [`Param::widened`].
+pub enum Widened<'a> {
+    /// It was dense already.
+    Itself(&'a Tensor),
+    /// A copy that goes back to the pool.
+    Copy(Buffer),
+}
+
+impl Deref for Widened<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Self::Itself(tensor) => tensor,
+            Self::Copy(buffer) => buffer,
+        }
+    }
+}
+
+/// Gradient buffers of the trained parameters, in the order of [`super::Decoder::trained`].
+#[derive(Debug)]
+pub struct Grads {
+    buffers: Vec<Tensor>,
+}
+
+/// Elements whose squares are summed by one task.
+const CHUNK: usize = 1 << 16;
+
+impl Grads {
+    /// Zeros for each of `params`; f32 at least.
+    pub fn zeros<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<Self> {
+        let zeros = |param: &Param| -> Result<Tensor> {
+            let tensor = param.dense().ok_or_else(|| {
+                Error::new(ErrorKind::Tensor, format!("`{}` cannot be trained", param.name))
+            })?;
+            let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+            Ok(Tensor::zeros(tensor.shape(), dtype, tensor.device())?)
+        };
+        let buffers = params.into_iter().map(zeros).collect::<Result<_>>()?;
+        Ok(Self { buffers })
+    }
+
+    /// The buffers, one per trained parameter.
+    pub fn buffers(&self) -> &[Tensor] {
+        &self.buffers
+    }
+
+    /// Sets all of them to zero.
+    pub fn clear(&mut self) -> Result<()> {
+        for buffer in &self.buffers {
+            if buffer.device().is_cpu() && buffer.dtype() == DType::F32 {
+                slices::write(buffer, |all| {
+                    all.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
+                })?;
+            } else {
+                buffer.zero_set()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sum of squares of each buffer, in a fixed order.
+    pub fn squared_norms(&self) -> Result<Vec<f64>> {
+        self.buffers.iter().map(squared_norm).collect()
+    }
+
+    /// The norm of all gradients together.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(self.squared_norms()?.iter().sum::<f64>().sqrt())
+    }
+}
+
+fn squared_norm(x: &Tensor) -> Result<f64> {
+    if !(x.device().is_cpu() && x.dtype() == DType::F32) {
+        return Ok(x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?);
+    }
+    let x = slices::read(x)?;
+    let partial: Vec<f64> = x
+        .par_chunks(CHUNK)
+        .map(|chunk| {
+            crate::ops::simd::vectorize(|| {
+                let mut lanes = [0f64; 8];
+                let (blocks, rest) = chunk.as_chunks::<8>();
+                for block in blocks {
+                    for (total, &x) in lanes.iter_mut().zip(block) {
+                        *total += f64::from(x) * f64::from(x);
+                    }
+                }
+                let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+                lanes.iter().sum::<f64>() + rest
+            })
+        })
+        .collect();
+    Ok(partial.iter().sum())
+}

@@ -1,0 +1,272 @@
+//! One pass of a batch through the decoder: per-token log-probs forward, gradients backward.
+//!
+//! ```text
+//! let pass = model.forward(&batch, &options)?;
+//! let logps = pass.per_token_logps();                  // a leaf
+//! let loss = logps.neg()?.sum_all()?;                  // any candle graph on it
+//! pass.backward(&loss, &grads)?;                       // fused, block by block
+//! ```
+
+use candle_core::{DType, Tensor, Var};
+
+use crate::data::batch::{PackedBatch, Target};
+use crate::memory::Buffer;
+use crate::model::Decoder;
+use crate::model::block::{Kept, Surroundings};
+use crate::model::linear::PassMode;
+use crate::model::param::Grads;
+use crate::ops::logps::{self, Logps};
+use crate::ops::rope::Angles;
+use crate::ops::{Context, clear, embedding, rms_norm};
+use crate::{Error, ErrorKind, Result};
+
+/// How a training pass is run.
+#[derive(Debug, Clone, Copy)]
+pub struct PassOptions {
+    /// This many of the last blocks keep what backward needs; the others compute it again.
+    pub keep_blocks: usize,
+    /// Dropout and adapters.
+    pub mode: PassMode,
+}
+
+impl Default for PassOptions {
+    fn default() -> Self {
+        Self { keep_blocks: 0, mode: PassMode::EVALUATE }
+    }
+}
+
+/// A forward pass that waits for its loss.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    model: &'a Decoder,
+    batch: &'a PackedBatch,
+    options: PassOptions,
+    angles: Angles,
+    /// Each block's input, and what it kept.
+    blocks: Vec<(Buffer, Option<Kept>)>,
+    head: Head,
+    leaf: Var,
+}
+
+/// The head's side of a pass: only the rows that predict a target.
+#[derive(Debug)]
+struct Head {
+    /// Rows of the batch, rising, each once.
+    rows: Vec<u32>,
+    /// The targets by row, `row` counting in `rows`.
+    entries: Vec<Target>,
+    /// Where entry `i` stands in the batch's targets.
+    order: Vec<usize>,
+    /// Final hidden states of `rows`, before and after the norm.
+    hidden: Buffer,
+    normed: Buffer,
+    rstd: Buffer,
+    logps: Logps,
+}
+
+impl Decoder {
+    /// Runs `batch` and keeps what [`Pass::backward`] needs.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or no target.
+    pub fn forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
+        let angles = self.angles(batch)?;
+        let at = self.surroundings(batch, &angles, options.mode);
+        let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
+        let lowest = self.lowest_trained_block().unwrap_or(0);
+        let keep_from = self.blocks.len().saturating_sub(options.keep_blocks);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (y, kept) = block.forward(at, &x)?;
+            // Below the lowest trained block nothing is needed again.
+            if index >= lowest {
+                blocks.push((x, (index >= keep_from).then_some(kept)));
+            }
+            x = y;
+        }
+        let head = Head::new(self, batch, &x)?;
+        let leaf = Var::from_tensor(&head.logps_in_order()?)?;
+        Ok(Pass { model: self, batch, options, angles, blocks, head, leaf })
+    }
+
+    /// Per-token log-probs of the batch's targets, `(targets,)`, and for each whether no token is
+    /// likelier; nothing is kept.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn evaluate(&self, batch: &PackedBatch, mode: PassMode) -> Result<(Tensor, Vec<bool>)> {
+        let angles = self.angles(batch)?;
+        let x = self.hidden_states(batch, &angles, mode)?;
+        let head = Head::new(self, batch, &x)?;
+        Ok((head.logps_in_order()?, head.is_best_in_order()))
+    }
+
+    /// Logits of every position, `(tokens, vocabulary)`: for small batches, tests and exports.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn logits(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let angles = self.angles(batch)?;
+        let x = self.hidden_states(batch, &angles, PassMode::EVALUATE)?;
+        let norm = self.norm.widened(&self.ctx)?;
+        let (normed, _) = rms_norm::forward(&self.ctx, &x, &norm, self.config.rms_norm_eps)?;
+        let weight = self.head().widened(&self.ctx)?;
+        Ok(normed.matmul(&weight.t()?)?)
+    }
+
+    fn hidden_states(
+        &self,
+        batch: &PackedBatch,
+        angles: &Angles,
+        mode: PassMode,
+    ) -> Result<Buffer> {
+        let at = self.surroundings(batch, angles, mode);
+        let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
+        for block in &self.blocks {
+            x = block.forward(at, &x)?.0;
+        }
+        Ok(x)
+    }
+
+    fn angles(&self, batch: &PackedBatch) -> Result<Angles> {
+        let dtype = self.norm.dense().map_or(DType::F32, Tensor::dtype);
+        Angles::new(&self.frequencies, &batch.positions, dtype, self.device())
+    }
+
+    fn surroundings<'a>(
+        &'a self,
+        batch: &'a PackedBatch,
+        angles: &'a Angles,
+        mode: PassMode,
+    ) -> Surroundings<'a> {
+        Surroundings { ctx: &self.ctx, spans: &batch.spans, angles, mode }
+    }
+}
+
+impl Head {
+    fn new(model: &Decoder, batch: &PackedBatch, x: &Tensor) -> Result<Self> {
+        if batch.targets.is_empty() {
+            return Err(Error::data("a batch with no trained token"));
+        }
+        let mut order: Vec<usize> = (0..batch.targets.len()).collect();
+        order.sort_by_key(|&i| batch.targets[i].row);
+        let mut rows: Vec<u32> = order.iter().map(|&i| batch.targets[i].row).collect();
+        rows.dedup();
+        let mut entries = Vec::with_capacity(order.len());
+        let mut at = 0;
+        for &i in &order {
+            let Target { row, token } = batch.targets[i];
+            while rows[at] != row {
+                at += 1;
+            }
+            entries.push(Target { row: at as u32, token });
+        }
+        let ctx = &model.ctx;
+        let hidden = embedding::forward(ctx, x, &rows)?;
+        let norm = model.norm.widened(ctx)?;
+        let (normed, rstd) = rms_norm::forward(ctx, &hidden, &norm, model.config.rms_norm_eps)?;
+        let logps = logps::forward(ctx, &normed, &*model.head().widened(ctx)?, &entries)?;
+        Ok(Self { rows, entries, order, hidden, normed, rstd, logps })
+    }
+
+    /// From the order by rows to that of the batch's targets.
+    fn logps_in_order(&self) -> Result<Tensor> {
+        let mut place = vec![0u32; self.order.len()];
+        for (entry, &target) in self.order.iter().enumerate() {
+            place[target] = entry as u32;
+        }
+        let place = Tensor::from_vec(place, self.order.len(), self.logps.logps.device())?;
+        Ok(self.logps.logps.index_select(&place, 0)?)
+    }
+
+    fn is_best_in_order(&self) -> Vec<bool> {
+        let mut is_best = vec![false; self.order.len()];
+        for (&target, &best) in self.order.iter().zip(&self.logps.is_best) {
+            is_best[target] = best;
+        }
+        is_best
+    }
+
+    /// Gradient of the last block's output, from that of the log-probs in the batch's order.
+    fn backward(
+        &self,
+        model: &Decoder,
+        tokens: usize,
+        dlogps: &[f64],
+        grads: &Grads,
+    ) -> Result<Buffer> {
+        let ctx: &Context = &model.ctx;
+        let dlogps: Vec<f64> = self.order.iter().map(|&target| dlogps[target]).collect();
+        let weight = model.head();
+        let dnormed = ctx.empty(self.normed.shape(), &self.normed)?;
+        logps::backward(
+            ctx,
+            &self.normed,
+            &*weight.widened(ctx)?,
+            &self.entries,
+            &self.logps,
+            &dlogps,
+            &dnormed,
+            weight.grad(grads),
+        )?;
+        let dhidden = ctx.empty(self.hidden.shape(), &self.hidden)?;
+        clear(ctx, &dhidden)?;
+        let norm = model.norm.widened(ctx)?;
+        let dnorm = model.norm.grad(grads);
+        rms_norm::backward(ctx, &self.hidden, &self.rstd, &norm, &dnormed, &dhidden, dnorm)?;
+        let d = ctx.empty((tokens, model.config.hidden_size), &self.hidden)?;
+        clear(ctx, &d)?;
+        embedding::backward(ctx, &self.rows, &dhidden, &d)?;
+        Ok(d)
+    }
+}
+
+impl Pass<'_> {
+    /// The log-probabilities of the batch's targets, `(targets,)`: the leaf of the loss.
+    pub fn per_token_logps(&self) -> &Tensor {
+        self.leaf.as_tensor()
+    }
+
+    /// For each target: whether no token is likelier.
+    pub fn is_best(&self) -> Vec<bool> {
+        self.head.is_best_in_order()
+    }
+
+    /// Adds d(loss)/d(parameter) to `grads` for every trained parameter.
+    ///
+    /// # Errors
+    /// A loss that is not a scalar computed from [`Self::per_token_logps`], or whose gradient is
+    /// not finite.
+    pub fn backward(self, loss: &Tensor, grads: &Grads) -> Result<()> {
+        let store = loss.backward()?;
+        let dlogps = store.get(&self.leaf).ok_or_else(|| {
+            Error::new(ErrorKind::Tensor, "the loss does not depend on the pass's log-probs")
+                .hint("compute it from `per_token_logps()` with operations that keep the graph")
+        })?;
+        let dlogps = dlogps.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        if let Some(bad) = dlogps.iter().find(|g| !g.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!("the loss has the gradient `{bad}` with respect to a log-prob"),
+            ));
+        }
+        let Self { model, batch, options, angles, mut blocks, head, .. } = self;
+        let at = model.surroundings(batch, &angles, options.mode);
+        let d = head.backward(model, batch.len(), &dlogps, grads)?;
+        drop(head);
+        let lowest = model.lowest_trained_block();
+        let first = lowest.unwrap_or(0);
+        for (index, block) in model.blocks.iter().enumerate().skip(first).rev() {
+            let Some((x, kept)) = blocks.pop() else { break };
+            let kept = match kept {
+                Some(kept) => kept,
+                None => block.forward(at, &x)?.1,
+            };
+            block.backward(at, &x, kept, &d, grads, lowest == Some(index))?;
+        }
+        if let Some(dembed) = model.embed.grad(grads) {
+            embedding::backward(&model.ctx, &batch.tokens, &d, dembed)?;
+        }
+        Ok(())
+    }
+}
