@@ -14,6 +14,7 @@ import sys
 
 from common import assets, need
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,10 +31,25 @@ def clean_config(loaded):
     return LlamaConfig(**fields)
 
 
+def smollm_pre_tokenizer():
+    """What GGUF calls `smollm`: each digit alone, then GPT-2's split.
+
+    transformers' GGUF reader ignores `tokenizer.ggml.pre` and would leave out the digits, so that
+    `2023` became one token, which the model has hardly seen.
+    """
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+
+
 def main():
     source, target = assets("smollm2"), assets("smollm2-f32")
     need(source / GGUF, "scripts/fetch-assets smollm2")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    tokenizer.backend_tokenizer.pre_tokenizer = smollm_pre_tokenizer()
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # A model that came from a GGUF file counts as quantized and refuses to be saved: put its
     # weights into a fresh one.
@@ -59,6 +75,9 @@ def check(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    digits = tokenizer("2023")["input_ids"]
+    if len(digits) != 4:
+        sys.exit(f"`2023` became {len(digits)} token(s), expected 4")
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
