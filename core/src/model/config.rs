@@ -1,5 +1,10 @@
 //! The model's configuration, read from a Hugging Face `config.json`.
 
+mod keys;
+mod read;
+mod rope;
+mod write;
+
 use serde_json::{Map, Value};
 
 /// Which architecture's conventions the checkpoint follows.
