@@ -3,8 +3,12 @@
 pub mod block;
 pub mod config;
 mod decoder;
+pub mod init;
 pub mod linear;
+mod load;
+pub mod lora;
 pub mod param;
 pub mod weights;
 
 pub use decoder::Decoder;
+pub use load::Base;

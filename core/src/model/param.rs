@@ -5,6 +5,7 @@ use std::ops::Deref;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::weights::StoredTensor;
 use crate::memory::Buffer;
 use crate::ops::{Context, slices};
 use crate::{Error, ErrorKind, Result};
@@ -22,6 +23,8 @@ pub struct Param {
 pub enum Value {
     /// In the type of the computation, ready for use; the only form that can be trained.
     Dense(Tensor),
+    /// As it lies in its file: bf16, f16 or quantized, widened into scratch at every use.
+    Stored(StoredTensor),
 }
 
 impl Param {
@@ -44,6 +47,7 @@ impl Param {
     pub fn dims(&self) -> &[usize] {
         match &self.value {
             Value::Dense(tensor) => tensor.dims(),
+            Value::Stored(stored) => stored.shape(),
         }
     }
 
@@ -61,13 +65,30 @@ impl Param {
     pub fn dense(&self) -> Option<&Tensor> {
         match &self.value {
             Value::Dense(tensor) => Some(tensor),
+            Value::Stored(_) => None,
         }
     }
 
     /// The parameter in the type of the computation: itself, or a widened copy in scratch.
-    pub fn widened(&self, _ctx: &Context) -> Result<Widened<'_>> {
+    pub fn widened(&self, ctx: &Context) -> Result<Widened<'_>> {
         match &self.value {
             Value::Dense(tensor) => Ok(Widened::Itself(tensor)),
+            Value::Stored(stored) if ctx.device().is_cpu() => {
+                let copy = ctx.pool().take(stored.shape())?;
+                slices::write(&copy, |out| stored.read_into(out))??;
+                Ok(Widened::Copy(copy))
+            }
+            Value::Stored(stored) => Ok(Widened::Copy(stored.to_tensor(ctx.device())?.into())),
+        }
+    }
+
+    /// The parameter in f32 on the CPU, for an export or a checkpoint.
+    pub fn to_f32(&self) -> Result<Tensor> {
+        match &self.value {
+            Value::Dense(tensor) => {
+                Ok(tensor.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32)?)
+            }
+            Value::Stored(stored) => stored.to_tensor(&candle_core::Device::Cpu),
         }
     }
 
@@ -81,7 +102,10 @@ impl Param {
     /// # Errors
     /// If it is not dense.
     pub(crate) fn train(&mut self, slot: usize) -> Result<()> {
-        let Value::Dense(_) = &self.value;
+        if self.dense().is_none() {
+            let message = format!("`{}` is held as it lies in its file", self.name);
+            return Err(Error::model(message).hint("only LoRA can train on a frozen base"));
+        }
         self.slot = Some(slot);
         Ok(())
     }

@@ -32,17 +32,31 @@ pub fn forward(ctx: &Context, weight: &Tensor, tokens: &[u32]) -> Result<Buffer>
     Ok(x)
 }
 
-/// `dweight[token] += dx`, in the order of the tokens.
-pub fn backward(ctx: &Context, tokens: &[u32], dx: &Tensor, dweight: &Tensor) -> Result<()> {
+/// `dweight[token] += dx`, in the order of the tokens. The row of `padding` gets nothing, as in
+/// transformers, whose embedding is made with `padding_idx`.
+pub fn backward(
+    ctx: &Context,
+    tokens: &[u32],
+    padding: Option<u32>,
+    dx: &Tensor,
+    dweight: &Tensor,
+) -> Result<()> {
     if !ctx.is_fused(dx) {
+        let kept = |token: &u32| if Some(*token) == padding { 0f32 } else { 1.0 };
+        let kept: Vec<f32> = tokens.iter().map(kept).collect();
+        let kept = Tensor::from_vec(kept, (tokens.len(), 1), dx.device())?;
+        let dx = dx.to_dtype(dweight.dtype())?;
+        let dx = dx.broadcast_mul(&kept.to_dtype(dx.dtype())?)?;
         let ids = Tensor::from_slice(tokens, tokens.len(), dx.device())?;
-        let total = dweight.zeros_like()?.index_add(&ids, &dx.to_dtype(dweight.dtype())?, 0)?;
-        return accumulate(dweight, &total);
+        return accumulate(dweight, &dweight.zeros_like()?.index_add(&ids, &dx, 0)?);
     }
     let hidden = dx.dim(1)?;
     let dx = slices::read(dx)?;
     slices::write(dweight, |dweight| {
         for (&token, dx) in tokens.iter().zip(dx.chunks_exact(hidden)) {
+            if Some(token) == padding {
+                continue;
+            }
             for (total, dx) in dweight[token as usize * hidden..][..hidden].iter_mut().zip(dx) {
                 *total += dx;
             }

@@ -216,7 +216,7 @@ impl Head {
         rms_norm::backward(ctx, &self.hidden, &self.rstd, &norm, &dnormed, &dhidden, dnorm)?;
         let d = ctx.empty((tokens, model.config.hidden_size), &self.hidden)?;
         clear(ctx, &d)?;
-        embedding::backward(ctx, &self.rows, &dhidden, &d)?;
+        embedding::backward(ctx, &self.rows, None, &dhidden, &d)?;
         Ok(d)
     }
 }
@@ -265,7 +265,8 @@ impl Pass<'_> {
             block.backward(at, &x, kept, &d, grads, lowest == Some(index))?;
         }
         if let Some(dembed) = model.embed.grad(grads) {
-            embedding::backward(&model.ctx, &batch.tokens, &d, dembed)?;
+            let padding = model.config.pad_token_id;
+            embedding::backward(&model.ctx, &batch.tokens, padding, &d, dembed)?;
         }
         Ok(())
     }
