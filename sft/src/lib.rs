@@ -1,1 +1,4 @@
 //! Supervised fine-tuning.
+
+pub mod loss;
+pub mod step;

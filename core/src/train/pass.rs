@@ -271,3 +271,16 @@ impl Pass<'_> {
         Ok(())
     }
 }
+
+/// The value of a scalar tensor.
+///
+/// # Errors
+/// A value that is not finite.
+pub fn scalar(x: &Tensor) -> Result<f64> {
+    let value = x.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    if value.is_finite() {
+        return Ok(value);
+    }
+    Err(Error::new(ErrorKind::Numeric, format!("the loss is `{value}`"))
+        .hint("lower `--learning-rate`, or look for damaged rows with `halter data inspect`"))
+}

@@ -260,7 +260,8 @@ fn family(fields: &Fields<'_>) -> Result<Family> {
 fn refuse_unknown(fields: &Fields<'_>) -> Result<()> {
     for (key, value) in fields.map {
         let name = key.as_str();
-        if keys::READ.contains(&name) || keys::HARMLESS.contains(&name) {
+        // A leading underscore marks what transformers notes for itself.
+        if name.starts_with('_') || keys::READ.contains(&name) || keys::HARMLESS.contains(&name) {
             continue;
         }
         let empty = match value {

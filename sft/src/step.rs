@@ -1,0 +1,112 @@
+//! The gradients of one optimizer step.
+
+use halter_core::data::batch::PackedBatch;
+use halter_core::data::pack::microbatches;
+use halter_core::data::record::Row;
+use halter_core::model::Decoder;
+use halter_core::model::linear::PassMode;
+use halter_core::model::param::Grads;
+use halter_core::train::pass::PassOptions;
+use halter_core::{Error, Result};
+
+use crate::loss::cross_entropy;
+
+/// How the rows of a step go through the model.
+#[derive(Debug, Clone, Copy)]
+pub struct StepOptions {
+    /// A microbatch holds at most this many tokens (one row may be longer).
+    pub microbatch_tokens: usize,
+    /// Blocks that keep their activations; see [`PassOptions`].
+    pub keep_blocks: usize,
+    /// Seed of the step's dropout.
+    pub dropout_seed: Option<u64>,
+}
+
+/// What a step or an evaluation saw.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Figures {
+    /// −Σ log-probs of the trained tokens.
+    pub loss_sum: f64,
+    /// Trained tokens.
+    pub supervised_tokens: usize,
+    /// Trained tokens that were the likeliest.
+    pub correct: usize,
+    /// All tokens.
+    pub tokens: usize,
+}
+
+impl Figures {
+    /// Mean loss per trained token.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.supervised_tokens as f64
+    }
+
+    /// Share of trained tokens that were the likeliest.
+    pub fn token_accuracy(&self) -> f64 {
+        self.correct as f64 / self.supervised_tokens as f64
+    }
+
+    fn add(&mut self, batch: &PackedBatch, loss_sum: f64, is_best: &[bool]) {
+        self.loss_sum += loss_sum;
+        self.supervised_tokens += batch.targets.len();
+        self.correct += is_best.iter().filter(|&&best| best).count();
+        self.tokens += batch.len();
+    }
+}
+
+/// Adds the gradient of the mean loss over all trained tokens of `rows` to `grads`.
+///
+/// The loss is normalised over the whole step, so microbatches change nothing but rounding.
+///
+/// # Errors
+/// No trained token in the whole step, or a loss that is not finite.
+pub fn accumulate(
+    model: &Decoder,
+    rows: &[Row],
+    options: StepOptions,
+    grads: &Grads,
+) -> Result<Figures> {
+    let batches = pack(rows, options.microbatch_tokens)?;
+    let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+    let mut figures = Figures::default();
+    for (index, batch) in batches.iter().enumerate() {
+        let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
+        let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
+        let pass = model.forward(batch, PassOptions { keep_blocks: options.keep_blocks, mode })?;
+        let loss = cross_entropy(pass.per_token_logps(), supervised)?;
+        let value = halter_core::train::pass::scalar(&loss)?;
+        figures.add(batch, value * supervised as f64, &pass.is_best());
+        pass.backward(&loss, grads)?;
+    }
+    Ok(figures)
+}
+
+/// Loss and accuracy of `rows`; nothing is trained.
+///
+/// # Errors
+/// No trained token at all.
+pub fn evaluate(model: &Decoder, rows: &[Row], microbatch_tokens: usize) -> Result<Figures> {
+    let mut figures = Figures::default();
+    for batch in pack(rows, microbatch_tokens)? {
+        let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
+        let loss = halter_core::train::pass::scalar(&cross_entropy(&logps, 1)?)?;
+        figures.add(&batch, loss, &is_best);
+    }
+    Ok(figures)
+}
+
+/// Microbatches of `rows`; those without a trained token are left out.
+fn pack(rows: &[Row], microbatch_tokens: usize) -> Result<Vec<PackedBatch>> {
+    let lengths = rows.iter().map(|row| row.input_ids.len());
+    let mut batches = Vec::new();
+    for members in microbatches(lengths, microbatch_tokens) {
+        let batch = PackedBatch::from_rows(members.iter().map(|&index| &rows[index]))?;
+        if !batch.targets.is_empty() {
+            batches.push(batch);
+        }
+    }
+    if batches.is_empty() {
+        return Err(Error::data("no trained token in any row of the step"));
+    }
+    Ok(batches)
+}
