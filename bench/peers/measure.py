@@ -22,7 +22,7 @@ LORA = dict(
 def arguments(about):
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL: input_ids, completion_mask")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL of tokenized rows")
     parser.add_argument("--output", type=Path, required=True, help="folder for metrics.jsonl")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-steps", type=int, default=4)
