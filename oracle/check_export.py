@@ -1,6 +1,6 @@
 """Does what halter exported load in transformers, and is it the same model?
 
-    python oracle/check_export.py DIR --reference FILE       logits that halter wrote (input_ids.N, logits.N)
+    python oracle/check_export.py DIR --reference FILE      logits of halter: input_ids.N, logits.N
     python oracle/check_export.py DIR --base BASE            equal to another folder
     python oracle/check_export.py DIR --base BASE --adapter ADAPTER     equal to base + PEFT adapter
 

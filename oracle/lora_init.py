@@ -1,14 +1,16 @@
 """LoRA's first weights from a generator that any language can repeat to the bit.
 
 PEFT draws A from torch's generator, which nothing else reproduces, and 20 MB of it is too much to
-commit. Here element `e` (row-major) of the A of matrix number `t` is a pure function of (seed, t, e):
+commit. Here element `e` (row-major) of the A of matrix number `t` depends on (seed, t, e) alone:
 
     z = output number (t << 32 | e), from zero, of splitmix64 seeded with `seed`
       = mix(seed + ((t << 32 | e) + 1) * 0x9E3779B97F4A7C15)                       (mod 2^64)
     u = (z >> 40) / 2^24                      24 bits, exact in f32, in [0, 1)
     A[e] = f32(2u - 1) * f32(1 / sqrt(in))    one f32 product
 
-    mix(z): z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9; z = (z ^ z >> 27) * 0x94D049BB133111EB; z ^ z >> 31
+    mix(z): z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
+            z = (z ^ z >> 27) * 0x94D049BB133111EB
+            z ^ z >> 31
 
 The range is PEFT's own (Kaiming with a = sqrt 5). B is zero. Matrices are numbered layer by layer
 in the order of MATRICES: t = 7 * layer + index.

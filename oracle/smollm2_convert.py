@@ -21,7 +21,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def clean_config(loaded):
-    """The configuration without the marks of the GGUF loader, as the published checkpoint has it."""
+    """The configuration as the published checkpoint has it, without the GGUF loader's marks."""
     fields = loaded.to_dict()
     for field in ("quantization_config", "_name_or_path", "transformers_version"):
         fields.pop(field, None)

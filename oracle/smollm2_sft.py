@@ -1,7 +1,10 @@
 """Twenty fine-tuning steps of SmolLM2-135M-Instruct, by a plain torch loop and by TRL.
 
-    python oracle/smollm2_sft.py rows                              oracle/golden/smollm2/sft_rows.jsonl
-    python oracle/smollm2_sft.py plain-full trl-full plain-lora trl-lora     .../sft_curves.json
+    python oracle/smollm2_sft.py rows                                    .../sft_rows.jsonl
+    python oracle/smollm2_sft.py plain-full trl-full plain-lora trl-lora .../sft_curves.json
+    python oracle/smollm2_sft.py adapter               $HALTER_ASSETS/smollm2-lora-init/
+
+both files below oracle/golden/smollm2.
 
 Eighty rows (HumanEval, MIT: the problem asks, its canonical solution answers), rendered with the
 model's chat template and tokenized here once, so that nobody's tokenizer takes part: `input_ids`,
@@ -102,7 +105,8 @@ def write_rows():
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     ROWS.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
     tokens = sum(len(row["input_ids"]) for row in rows)
-    print(f"{len(rows)} rows, {tokens} tokens, {sum(map(sum, (r['completion_mask'] for r in rows)))} trained")
+    trained = sum(sum(row["completion_mask"]) for row in rows)
+    print(f"{len(rows)} rows, {tokens} tokens, {trained} trained")
 
 
 def read_rows():
@@ -132,8 +136,11 @@ class Curve:
                 "supervised_tokens": supervised_tokens,
             }
         )
-        print(f"{self.name} {step}: loss {loss:.6f} grad_norm {grad_norm:.5f} lr {learning_rate:.3e}"
-              f" {time.monotonic() - self.begin:.0f} s", flush=True)
+        print(
+            f"{self.name} {step}: loss {loss:.6f} grad_norm {grad_norm:.5f}"
+            f" lr {learning_rate:.3e} {time.monotonic() - self.begin:.0f} s",
+            flush=True,
+        )
         self.write()
 
     def done(self):
@@ -143,7 +150,8 @@ class Curve:
 
     def write(self):
         file = json.loads(CURVES.read_text()) if CURVES.exists() else {}
-        first, last = lora_init.lora_a(LORA["seed"], 0, 16, 576), lora_init.lora_a(LORA["seed"], 209, 16, 1536)
+        first = lora_init.lora_a(LORA["seed"], 0, LORA["rank"], 576)
+        last = lora_init.lora_a(LORA["seed"], 209, LORA["rank"], 1536)
         file.update(by="oracle/smollm2_sft.py", versions=versions(), settings=SETTINGS)
         file["lora_a_samples"] = {
             "layer 0 q_proj, first four": first.flatten()[:4].astype(float).tolist(),
