@@ -1,7 +1,10 @@
 //! Records, readers, mixtures, packing and the ledger.
 
 pub mod batch;
+pub mod dataset;
 pub mod format;
+pub mod hub;
+pub mod mixture;
 pub mod pack;
 pub mod parse;
 pub mod reader;
