@@ -2,10 +2,13 @@
 
 pub mod batch;
 pub mod dataset;
+pub mod encoded;
 pub mod format;
 pub mod hub;
+pub mod ledger;
 pub mod mixture;
 pub mod pack;
 pub mod parse;
 pub mod reader;
 pub mod record;
+pub mod stream;
