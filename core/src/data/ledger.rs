@@ -92,6 +92,14 @@ impl fmt::Display for LedgerTotals {
     }
 }
 
+/// The most reasons that are counted apart: messages of wrong rows may all differ.
+const MAX_REASONS: usize = 64;
+
+fn count(by: &mut BTreeMap<String, u64>, reason: &str) {
+    let known = by.contains_key(reason) || by.len() < MAX_REASONS;
+    *by.entry(if known { reason } else { "other reasons" }.to_string()).or_insert(0) += 1;
+}
+
 /// What a checkpoint keeps of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,8 +184,7 @@ impl Ledger {
             Encoded::Cut { kept, reason, tokens } => (Fate::Cut, reason, *tokens, kept.tokens()),
             Encoded::Dropped { reason, tokens } => (Fate::Dropped, reason, *tokens, 0),
         };
-        let by = if fate == Fate::Cut { &mut totals.cut } else { &mut totals.dropped };
-        *by.entry(reason.clone()).or_insert(0) += 1;
+        count(if fate == Fate::Cut { &mut totals.cut } else { &mut totals.dropped }, reason);
         totals.lost_tokens += tokens.saturating_sub(kept_tokens) as u64;
         self.write(origin, fate, reason, tokens, kept_tokens)
     }
@@ -189,7 +196,7 @@ impl Ledger {
     pub fn refuse(&mut self, origin: &Origin, error: &Error) -> Result<()> {
         self.state.totals.rows += 1;
         let reason = error.message().to_string();
-        *self.state.totals.refused.entry(reason.clone()).or_insert(0) += 1;
+        count(&mut self.state.totals.refused, &reason);
         self.write(origin, Fate::Refused, &reason, 0, 0)
     }
 

@@ -3,8 +3,10 @@
 pub mod batch;
 pub mod dataset;
 pub mod encoded;
+pub mod explain;
 pub mod format;
 pub mod hub;
+pub mod inspect;
 pub mod ledger;
 pub mod mixture;
 pub mod pack;
