@@ -127,15 +127,15 @@ mod tests {
 
     #[test]
     fn without_colours_trained_tokens_stand_between_brackets() {
-        insta::assert_snapshot!(explain(&row(), ExplainStyle::default()), @"");
+        insta::assert_snapshot!(explain(&row(), ExplainStyle::default()));
         let ids = ExplainStyle { ids: true, ..ExplainStyle::default() };
-        insta::assert_snapshot!(explain(&row(), ids), @"");
+        insta::assert_snapshot!(explain(&row(), ids));
     }
 
     #[test]
     fn with_colours_every_token_is_painted_and_every_line_reset() {
         let text = explain(&row(), ExplainStyle { color: true, ids: false });
-        insta::assert_snapshot!(text.replace('\x1b', "␛"), @"");
+        insta::assert_snapshot!(text.replace('\x1b', "␛"));
         assert!(text.lines().all(|line| !line.contains('\x1b') || line.ends_with("\x1b[0m")));
     }
 

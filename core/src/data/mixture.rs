@@ -284,10 +284,12 @@ mod tests {
             let rows = mixture.epoch(epoch);
             rows.iter().map(|row| format!("{}.{}", row.dataset, row.row)).collect::<Vec<_>>()
         };
-        insta::assert_snapshot!(
-            format!("{}\n{}\n{}", shown(0).join(" "), shown(1).join(" "), mixture.fingerprint()),
-            @""
-        );
+        insta::assert_snapshot!(format!(
+            "{}\n{}\n{}",
+            shown(0).join(" "),
+            shown(1).join(" "),
+            mixture.fingerprint()
+        ));
     }
 
     #[test]

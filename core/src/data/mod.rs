@@ -14,3 +14,6 @@ pub mod parse;
 pub mod reader;
 pub mod record;
 pub mod stream;
+
+#[cfg(test)]
+mod tests;

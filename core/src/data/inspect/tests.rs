@@ -37,8 +37,8 @@ fn an_inspection_counts_what_is_there() {
     assert_eq!((inspection.trained, inspection.untrained_rows), (Some(65), Some(1)));
     assert_eq!((inspection.over_long, inspection.over_long_excess), (1, 10));
     assert_eq!((inspection.duplicates, inspection.roles["user"]), (1, 4));
-    insta::assert_snapshot!(inspection, @"");
-    insta::assert_snapshot!(serde_json::to_string_pretty(&inspection).unwrap(), @"");
+    insta::assert_snapshot!(inspection);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&inspection).unwrap());
 }
 
 #[test]
