@@ -1,1 +1,9 @@
 //! The training run: pass, optimizer, schedule, checkpoint, metrics, run directory.
+
+pub mod checkpoint;
+pub mod files;
+pub mod interrupt;
+pub mod progress;
+pub mod random;
+pub mod run_dir;
+mod tensor_file;
