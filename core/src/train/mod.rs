@@ -3,7 +3,9 @@
 pub mod checkpoint;
 pub mod files;
 pub mod interrupt;
+pub mod metrics;
 pub mod progress;
 pub mod random;
 pub mod run_dir;
 mod tensor_file;
+pub mod tensorboard;
