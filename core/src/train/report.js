@@ -137,7 +137,7 @@
       }
       const steps = ticks(first, last, width / 90).filter(Number.isInteger);
       for (const tick of steps)
-        frame.append(svg("text", { x: x(tick), y: height - 7, "text-anchor": "middle" }, text(tick)));
+        frame.append(svg("text", { x: x(tick), y: height - 7, "text-anchor": right - x(tick) < 12 ? "end" : "middle" }, text(tick)));
       frame.append(svg("line", { x1: margin.left, x2: right, y1: bottom, y2: bottom, stroke: "var(--line)" }));
       lines.forEach(({ raw, line }, index) => {
         if (line !== raw && weight > 0)

@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::metrics::StepMetrics;
 use crate::{Error, Result};
 
+/// `SessionLog { status = 1 }` with `START = 1`.
+const SESSION_START: &[u8] = &[0x08, 0x01];
 const PREFIX: &str = "events.out.tfevents.";
 
 /// Writes the scalars of a run to one event file.
@@ -94,8 +96,7 @@ fn event(wall_time: f64, step: u64, payload: &Payload<'_>) -> Vec<u8> {
     varint(&mut event, step);
     match payload {
         Payload::FileVersion(version) => field(&mut event, 3, version.as_bytes()),
-        // `SessionLog { status = 1 }` with `START = 1`.
-        Payload::SessionStart => field(&mut event, 7, &[0x08, 0x01]),
+        Payload::SessionStart => field(&mut event, 7, SESSION_START),
         Payload::Scalars(scalars) => {
             // `Summary { repeated Value { tag = 1, simple_value = 2 } value = 1 }`.
             let mut summary = Vec::new();
@@ -188,7 +189,7 @@ fn truncate_after(path: &Path, step: u64) -> Result<()> {
     let mut kept = 0;
     while let Some((event, end)) = record_at(&bytes, kept) {
         // The start of a resumed session carries the step it is about to do.
-        let is_start = field_of(event, 7).is_some();
+        let is_start = matches!(field_of(event, 7), Some(Raw::Bytes(SESSION_START)));
         if step_of(event) > step + u64::from(is_start) {
             break;
         }
