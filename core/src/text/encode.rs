@@ -38,8 +38,9 @@ pub struct EncodeOptions {
     pub train_on_trailing: bool,
     /// In prompt/completion rows, train the completion only (TRL's default); otherwise all of it.
     pub completion_only_loss: bool,
-    /// Let special tokens that stand as text in the data become special tokens, as transformers
-    /// does. Refused by default: `<|im_end|>` in a question would end the turn.
+    /// Let special tokens that stand as text in a conversation become special tokens, as
+    /// transformers does. Refused by default: `<|im_end|>` in a question would end the turn. Plain
+    /// prompts, completions and texts may hold them: they are often rendered beforehand.
     pub allow_special_text: bool,
     /// Rows of the model's embedding, which ids of tokenized rows must not exceed. Without it, the
     /// tokenizer's greatest id counts.
@@ -154,7 +155,7 @@ pub fn encode_sft(
             }
             _ => return Err(mixed()),
         },
-        Record::Text { text } => encode_text(text, tokenizer, options)?,
+        Record::Text { text } => encode_text(text, tokenizer)?,
         Record::Tokenized { input_ids, completion_mask } => {
             encode_tokenized(input_ids, completion_mask, tokenizer, options)?
         }
@@ -345,17 +346,9 @@ fn encode_completion(
     Ok(Encoded { input_ids, completion_mask, prompt_is_prefix: same == alone.len() })
 }
 
-fn encode_text(text: &str, tokenizer: &Tokenizer, options: &EncodeOptions) -> Result<Encoded> {
+fn encode_text(text: &str, tokenizer: &Tokenizer) -> Result<Encoded> {
     if text.is_empty() {
         return Err(Error::data("text is empty"));
-    }
-    if !options.allow_special_text {
-        // an end of sequence at the very end is what would be added anyway
-        let eos = tokenizer.special_token("eos_token").unwrap_or_default();
-        let body = text.strip_suffix(eos).unwrap_or(text);
-        if let Some(token) = tokenizer.special_in(body) {
-            return Err(special_text("text", token));
-        }
     }
     let input_ids = tokenizer.encode(&with_eos(text, tokenizer)?, true)?.ids;
     check_bos(&input_ids, tokenizer)?;
