@@ -1,1 +1,3 @@
 //! Tokenizer, chat template and completion mask.
+
+pub mod gguf_tokenizer;
