@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::bytes::SharedBytes;
 use super::safetensors_header::short;
-use super::stored::StoredKind;
+use super::stored::{RowOrder, StoredKind, StoredTensor};
 use crate::{Error, Result};
 
 /// A metadata value.
@@ -121,6 +121,17 @@ impl Gguf {
     /// The tensor of this (GGUF) name.
     pub fn tensor(&self, name: &str) -> Option<&GgufTensor> {
         self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The tensor of this (GGUF) name, rows in the file's own order.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn stored(&self, name: &str) -> Result<StoredTensor> {
+        let tensor =
+            self.tensor(name).ok_or_else(|| self.error(format!("no tensor `{}`", short(name))))?;
+        let bytes = tensor.bytes.clone();
+        StoredTensor::new(name, &tensor.shape, tensor.kind, bytes, RowOrder::AsStored)
     }
 
     /// All metadata keys, sorted.
