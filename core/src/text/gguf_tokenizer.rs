@@ -53,10 +53,7 @@ struct Vocabulary<'a> {
 /// A tokenizer model or pre-tokenizer that is not known (it is named), metadata that is missing or
 /// inconsistent, or a tokenizer that does not give a text back.
 pub fn from_gguf(gguf: &Gguf) -> Result<GgufTokenizer> {
-    let place = |error: Error| {
-        if gguf.path().as_os_str().is_empty() { error } else { error.in_file(gguf.path()) }
-    };
-    build(gguf).map_err(place)
+    build(gguf).map_err(|error| gguf.place(error))
 }
 
 fn build(gguf: &Gguf) -> Result<GgufTokenizer> {
@@ -78,8 +75,7 @@ fn build(gguf: &Gguf) -> Result<GgufTokenizer> {
     parts.json.insert("post_processor".into(), special.post_processor());
     let bytes = serde_json::to_vec(&parts.json)
         .map_err(|e| Error::text("cannot write the tokenizer").because(e))?;
-    let tokenizer = Tokenizer::from_bytes(bytes)
-        .map_err(|e| Error::text(format!("the tokenizer's metadata is inconsistent: {e}")))?;
+    let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| inconsistent(&e.to_string()))?;
     check_round_trip(&tokenizer, &vocabulary, parts.has_bytes)?;
     let mut config = special.config();
     if let Some(arch) = gguf.string("general.architecture")?
@@ -94,6 +90,12 @@ fn build(gguf: &Gguf) -> Result<GgufTokenizer> {
         chat_template: template("tokenizer.chat_template")?,
         tool_chat_template: template("tokenizer.chat_template.tool_use")?,
     })
+}
+
+/// The tokenizer was never a file of the user's: a line in it would say nothing.
+fn inconsistent(error: &str) -> Error {
+    let message = error.split(" at line ").next().unwrap_or(error);
+    Error::text(format!("the tokenizer's metadata is inconsistent: {message}"))
 }
 
 fn missing(name: &str) -> Error {

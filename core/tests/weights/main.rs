@@ -7,7 +7,7 @@ mod bad_input;
 mod config;
 mod export;
 mod fixtures;
-mod gguf;
+pub mod gguf;
 mod mutations;
 mod reading;
 mod smollm2;

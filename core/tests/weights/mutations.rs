@@ -114,3 +114,24 @@ proptest! {
         }
     }
 }
+
+/// Writes small valid files where `HALTER_FUZZ_SEEDS` says: the fuzzer's first corpus.
+#[test]
+fn seeds_of_the_fuzzer_are_valid() {
+    let mut small = tiny_gguf();
+    // Without the weights, which are only bytes, the fuzzer's changes hit the header.
+    small.tensors.clear();
+    small.data.clear();
+    small.tensor("token_embd.weight", &[2, 32], 2, &[0x11; 36]);
+    let pieces = super::gguf::sentencepiece(&[("▁", -1.0), ("a", -1.0), ("▁a", -0.5)]);
+    let seeds = [("byte-level", small), ("sentencepiece", pieces), ("whole", tiny_gguf())];
+    for (name, builder) in seeds {
+        let bytes = builder.build();
+        assert!(Gguf::from_bytes(bytes.clone()).is_ok(), "{name}");
+        if let Some(dir) = std::env::var_os("HALTER_FUZZ_SEEDS") {
+            let dir = std::path::PathBuf::from(dir);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(name), bytes).unwrap();
+        }
+    }
+}

@@ -99,8 +99,8 @@ impl Gguf {
             pad_token_id: self.token("padding")?,
             raw: Map::new(),
         };
-        config.check().map_err(|e| e.in_file(self.path()))?;
-        config.raw = config.to_json(DType::F32).map_err(|e| e.in_file(self.path()))?;
+        config.check().map_err(|e| self.place(e))?;
+        config.raw = config.to_json(DType::F32).map_err(|e| self.place(e))?;
         config.raw.shift_remove("torch_dtype");
         Ok(config)
     }

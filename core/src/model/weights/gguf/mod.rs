@@ -226,9 +226,13 @@ impl Gguf {
         }
     }
 
-    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
-        let error = Error::model(message);
+    /// Names the file, where there is one.
+    pub(crate) fn place(&self, error: Error) -> Error {
         if self.path.as_os_str().is_empty() { error } else { error.in_file(&self.path) }
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        self.place(Error::model(message))
     }
 
     fn wrong(&self, key: &str, expected: &str, got: &MetaValue) -> Error {
