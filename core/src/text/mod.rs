@@ -1,6 +1,7 @@
 //! Text: the tokenizer, chat templates, the completion mask, and rows made of them.
 
 pub mod encode;
+pub mod gguf_tokenizer;
 mod jinja;
 pub mod mask;
 mod python;
