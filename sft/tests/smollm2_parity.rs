@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::Device;
 use halter_core::data::record::{Origin, Row};
 use halter_core::model::config::ModelConfig;
-use halter_core::model::lora::LoraConfig;
 use halter_core::model::weights::WeightFiles;
+use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::Context;
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
@@ -81,14 +81,13 @@ fn check(runs: &[&str], peak: f64, prepare: impl Fn(&mut Decoder, &Value)) {
 
 #[test]
 fn full_fine_tuning_has_the_losses_of_torch_and_trl() {
-    check(&["plain-full"], 2e-5, |model, _| model.train_where(|_| true).unwrap());
+    check(&["plain-full", "trl-full"], 2e-5, |model, _| model.train_where(|_| true).unwrap());
 }
 
 #[test]
 fn lora_has_the_losses_of_torch_and_trl() {
-    if curves()["runs"]["plain-lora"].is_null() { return; }
-    check(&["plain-lora"], 2e-4, |model, golden| {
+    check(&["plain-lora", "trl-lora"], 2e-4, |model, golden| {
         let seed = golden["settings"]["lora"]["seed"].as_u64().unwrap();
-        model.add_lora(&LoraConfig::default(), seed).unwrap();
+        model.add_lora(&AdapterConfig::default(), seed).unwrap();
     });
 }
