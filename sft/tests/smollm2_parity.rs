@@ -27,7 +27,10 @@ fn rows() -> Vec<Row> {
         Row {
             origin: Origin { path: Arc::clone(&path), line: line + 1 },
             input_ids: list("input_ids").iter().map(|id| id.as_u64().unwrap() as u32).collect(),
-            completion_mask: list("completion_mask").iter().map(|m| m.as_u64() == Some(1)).collect(),
+            completion_mask: list("completion_mask")
+                .iter()
+                .map(|m| m.as_u64() == Some(1))
+                .collect(),
         }
     };
     text.lines().enumerate().map(row).collect()
@@ -54,8 +57,7 @@ fn check(runs: &[&str], peak: f64, prepare: impl Fn(&mut Decoder, &Value)) {
     for step in 0..20 {
         let started = std::time::Instant::now();
         grads.clear().unwrap();
-        let options =
-            StepOptions { microbatch_tokens: 1024, keep_blocks: 30, dropout_seed: None };
+        let options = StepOptions { microbatch_tokens: 1024, keep_blocks: 30, dropout_seed: None };
         let figures = accumulate(&model, &rows[4 * step..4 * step + 4], options, &grads).unwrap();
         let norm = grads.norm().unwrap();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);

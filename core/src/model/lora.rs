@@ -68,9 +68,10 @@ impl Decoder {
     pub fn load_lora(&mut self, adapter: &Adapter) -> Result<()> {
         let device = self.device().clone();
         self.attach_lora(&adapter.config, |path, _, _, is_a| {
-            let factors = adapter.factors.get(path).ok_or_else(|| {
-                Error::model(format!("the adapter has no factors for `{path}`"))
-            })?;
+            let factors = adapter
+                .factors
+                .get(path)
+                .ok_or_else(|| Error::model(format!("the adapter has no factors for `{path}`")))?;
             if is_a { factors.a.to_tensor(&device) } else { factors.b.to_tensor(&device) }
         })
     }
