@@ -1,6 +1,7 @@
 //! Files of rows: JSON Lines, JSON and Parquet, with any row readable at any time.
 
 mod bytes;
+mod footer;
 mod json;
 mod jsonl;
 mod parquet;
