@@ -17,7 +17,7 @@ use parquet::schema::types::Type;
 use serde_json::Value;
 
 use super::bytes::{Bytes, Extent};
-use super::jsonl;
+use super::{footer, jsonl};
 use crate::{Error, Result};
 
 /// Rows of a file that is not bigger than this are believed without comparing them with its size.
@@ -50,9 +50,14 @@ impl ParquetFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         let size = file.metadata().map_err(|error| Error::io("open", path, error))?.len();
+        let wrong = |what: String| Error::data(format!("not a sound Parquet file: {what}"));
+        if let Some(bytes) =
+            read_footer(&file, size).map_err(|error| Error::io("read", path, error))?
+        {
+            footer::check(&bytes).map_err(|what| wrong(what).in_file(path))?;
+        }
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(|e| e.in_file(path))?;
         let metadata = reader.metadata();
-        let wrong = |what: String| Error::data(format!("not a sound Parquet file: {what}"));
         check_schema(metadata.file_metadata().schema(), 0)
             .map_err(|what| wrong(what).in_file(path))?;
         let mut starts = vec![0usize];
@@ -154,6 +159,19 @@ impl ParquetFile {
         spill.file.write_all(text).map_err(full)?;
         spill.end += text.len() as u64;
         Ok(base)
+    }
+}
+
+/// The bytes of the footer: its length and `PAR1` are the last eight bytes. `None` where there is
+/// none, which the parquet crate has words for.
+fn read_footer(file: &File, size: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let bytes = Bytes::File(file.try_clone()?);
+    let Some(end) = size.checked_sub(8) else { return Ok(None) };
+    let tail = bytes.read(end, 8)?;
+    let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    match end.checked_sub(u64::from(length)) {
+        Some(start) if &tail[4..] == b"PAR1" => bytes.read(start, length as usize).map(Some),
+        _ => Ok(None),
     }
 }
 
