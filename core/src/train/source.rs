@@ -2,6 +2,7 @@
 //! initialise afresh.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use serde_json::Value;
@@ -41,7 +42,7 @@ pub struct Source {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The chat template, where the model has one.
-    pub template: Option<ChatTemplate>,
+    pub template: Option<Arc<ChatTemplate>>,
     /// Tokenizer, template and generation files for the export.
     pub side_files: Vec<SideFile>,
 }
@@ -153,10 +154,10 @@ fn finish(
     template: Option<ChatTemplate>,
     tokenizer: &Tokenizer,
     spec: &SourceSpec,
-) -> Result<Option<ChatTemplate>> {
+) -> Result<Option<Arc<ChatTemplate>>> {
     let Some(template) = template else { return Ok(None) };
     let template = template.with_special_tokens(tokenizer.special_tokens_map());
-    Ok(Some(template.with_args(spec.template_args.clone())?))
+    Ok(Some(Arc::new(template.with_args(spec.template_args.clone())?)))
 }
 
 /// End-of-sequence tokens of the configuration and of the generation settings.
