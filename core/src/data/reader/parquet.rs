@@ -30,6 +30,9 @@ pub(super) struct ParquetFile {
     /// Number of the first row of each row group, and the number of all rows.
     starts: Vec<usize>,
     groups: Vec<Mutex<Option<Arc<Vec<Extent>>>>>,
+    /// Held while a group is decoded: the parquet crate clones its file, and clones share one
+    /// place in it.
+    decoding: Mutex<()>,
     spill: Mutex<Option<Spill>>,
 }
 
@@ -73,7 +76,8 @@ impl ParquetFile {
             return Err(wrong(format!("`{rows}` rows in `{size}` bytes")).in_file(path));
         }
         let groups = metadata.row_groups().iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { path: path.to_path_buf(), reader, starts, groups, spill: Mutex::new(None) })
+        let (path, decoding) = (path.to_path_buf(), Mutex::new(()));
+        Ok(Self { path, reader, starts, groups, decoding, spill: Mutex::new(None) })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,6 +116,7 @@ impl ParquetFile {
         let count = self.starts[group + 1] - first;
         let mut text = Vec::new();
         let mut rows = Vec::new();
+        let one_at_a_time = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
         guarded(|| {
             let reader = self.reader.get_row_group(group)?;
             for row in RowIter::from_row_group(None, reader.as_ref())? {
@@ -125,6 +130,7 @@ impl ParquetFile {
             Ok(())
         })
         .map_err(|error| error.at(&self.path, first + rows.len() + 1))?;
+        drop(one_at_a_time);
         if rows.len() != count {
             let what = format!("row group {group} holds `{}` of `{count}` rows", rows.len());
             return Err(
