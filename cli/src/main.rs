@@ -1,8 +1,10 @@
 //! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
+mod data;
 mod failure;
 mod interrupt;
 mod logging;
+mod merge;
 mod plan;
 mod progress;
 mod report;
@@ -34,6 +36,8 @@ enum Command {
     Sft(Box<sft::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
+    Merge(merge::Args),
+    Data(data::Args),
 }
 
 /// What every subcommand is given beside its own arguments.
@@ -60,6 +64,8 @@ fn main() -> ExitCode {
         Command::Sft(args) => sft::run(*args, &context),
         Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),
+        Command::Merge(args) => merge::run(&args, &context),
+        Command::Data(args) => data::run(args, &context),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

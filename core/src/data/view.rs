@@ -169,11 +169,7 @@ pub fn rows_at(set: &Dataset, place: Place, count: usize) -> Result<Range<usize>
     let start = match place {
         Place::Row(row) if (1..=set.len()).contains(&row) => row - 1,
         Place::Row(row) => {
-            return Err(Error::config(format!(
-                "no row `{row}`: {} has {} rows",
-                set.files()[0].path().display(),
-                set.len()
-            )));
+            return Err(Error::config(format!("no row `{row}` in a data set of {}", set.len())));
         }
         Place::Line(line) => match set.files() {
             [_] => (0..set.len()).find(|&row| set.origin(row).line == line).ok_or_else(|| {
@@ -257,7 +253,11 @@ pub fn explain_row(set: &Dataset, row: usize, encoder: &Encoder) -> Result<Expla
     explained.rows = rows
         .iter()
         .map(|encoded| {
-            let tokens = segments(&encoder.tokenizer, encoded)?;
+            let mut tokens = segments(&encoder.tokenizer, encoded)?;
+            if let Some(first) = tokens.first_mut() {
+                // Nothing predicts it, whatever the mask says.
+                first.trained = false;
+            }
             Ok(ExplainedRow { tokens, prompt_is_prefix: encoded.prompt_is_prefix })
         })
         .collect::<Result<_>>()?;

@@ -86,13 +86,17 @@ pub fn refuse_occupied(output: &Path) -> Result<()> {
     if !output.is_dir() {
         return Err(Error::config("the output is not a directory").in_file(output).hint(hint));
     }
-    let mut entries = std::fs::read_dir(output).map_err(|e| Error::io("read", output, e))?;
-    match entries.next() {
+    let failed = |error| Error::io("read", output, error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(output).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name());
+    }
+    // The first by name, not by the file system's order.
+    match names.iter().min() {
         None => Ok(()),
-        Some(Err(error)) => Err(Error::io("read", output, error)),
-        Some(Ok(entry)) => Err(Error::config(format!(
+        Some(name) => Err(Error::config(format!(
             "the output directory is not empty: it holds `{}`",
-            entry.file_name().to_string_lossy()
+            name.to_string_lossy()
         ))
         .in_file(output)
         .hint(hint)),

@@ -39,18 +39,19 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, value: impl fmt::Display) -> fmt
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.name)?;
-        let kinds: Vec<_> = self
+        let mut kinds: Vec<_> = self
             .kinds
             .iter()
             .map(|(kind, rows)| format!("{} {kind}", grouped(*rows as u64)))
             .collect();
-        let refused = match self.refused {
-            0 => String::new(),
-            refused => format!(", {} refused", grouped(refused as u64)),
-        };
-        line(f, "rows", format!("{} ({}{refused})", grouped(self.rows as u64), kinds.join(", ")))?;
-        let mean = format!("{:.1} a row", self.mean);
-        line(f, self.unit, format!("{}, {mean}", grouped(self.total)))?;
+        if self.refused > 0 {
+            kinds.push(format!("{} refused", grouped(self.refused as u64)));
+        }
+        line(f, "rows", format!("{} ({})", grouped(self.rows as u64), kinds.join(", ")))?;
+        if self.rows > self.refused {
+            let mean = format!("{:.1} a row", self.mean);
+            line(f, self.unit, format!("{}, {mean}", grouped(self.total)))?;
+        }
         if let (Some(trained), Some(share)) = (self.trained, self.mask_share) {
             let share = format!("{:.1} %", share * 100.0);
             line(f, "trained", format!("{} ({share} of tokens)", grouped(trained)))?;
