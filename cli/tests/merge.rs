@@ -1,0 +1,150 @@
+//! The binary as a user runs it: `halter merge`, on the golden tiny model and adapter.
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use support::{failures, halter_in, root, text, told, write_model};
+
+/// A directory with copies of the golden base and adapter.
+fn prepared() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, from, files) in [
+        ("base", "llama-tied", ["config.json", "model.safetensors"]),
+        ("lora", "lora", ["adapter_config.json", "adapter_model.safetensors"]),
+    ] {
+        copy(&root().join("oracle/golden/tiny").join(from), &dir.path().join(name), &files);
+    }
+    dir
+}
+
+fn copy(from: &Path, to: &Path, files: &[&str]) {
+    fs::create_dir_all(to).unwrap();
+    for file in files {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+}
+
+/// Another adapter: the golden one with a key of its configuration set.
+fn adapter_with(dir: &Path, name: &str, key: &str, value: Value) {
+    copy(&dir.join("lora"), &dir.join(name), &["adapter_config.json", "adapter_model.safetensors"]);
+    let path = dir.join(name).join("adapter_config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_base_and_its_adapter_become_one_model() {
+    let dir = prepared();
+    let arguments = ["merge", "--model", "base", "--adapter", "lora", "--output", "out/merged"];
+    let output = halter_in(dir.path(), &arguments);
+    insta::assert_snapshot!("merge", told(&arguments, &output));
+    let merged = dir.path().join("out/merged");
+    let bytes = fs::read(merged.join("model.safetensors")).unwrap();
+    let base = fs::read(dir.path().join("base/model.safetensors")).unwrap();
+    let merged_tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let base_tensors = SafeTensors::deserialize(&base).unwrap();
+    for (name, tensor) in merged_tensors.tensors() {
+        let same = tensor.data() == base_tensors.tensor(&name).unwrap().data();
+        assert_eq!(same, !name.contains("_proj"), "{name}");
+    }
+    assert_eq!(merged_tensors.len(), base_tensors.len());
+}
+
+#[test]
+fn side_files_come_along_and_programs_are_told_what_was_written() {
+    let dir = prepared();
+    write_model(dir.path());
+    copy(
+        &dir.path().join("model"),
+        &dir.path().join("base"),
+        &["tokenizer_config.json", "chat_template.jinja"],
+    );
+    let arguments = "merge --model_name_or_path base --adapter lora --output_dir out --export-dtype \
+                     bf16 --json";
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    let output = halter_in(dir.path(), &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["output"], "out");
+    assert_eq!(told["merged_matrices"], 14);
+    assert_eq!(told["export_dtype"], "bf16");
+    let mut files: Vec<_> = told["files"].as_array().unwrap().iter().collect();
+    files.sort_by_key(|file| file.as_str());
+    let names =
+        ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer_config.json"];
+    assert_eq!(
+        files,
+        names
+            .map(|name| format!("out/{name}"))
+            .each_ref()
+            .map(|n| json!(n))
+            .iter()
+            .collect::<Vec<_>>()
+    );
+    let bytes = fs::read(dir.path().join("out/model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(tensors.tensors().iter().all(|(_, tensor)| tensor.dtype() == Dtype::BF16));
+}
+
+#[test]
+fn what_cannot_be_merged_is_told_whole_and_leaves_nothing() {
+    let dir = prepared();
+    let path = dir.path();
+    adapter_with(path, "dora", "use_dora", json!(true));
+    adapter_with(path, "rank", "r", json!(8));
+    adapter_with(path, "head", "target_modules", json!(["lm_head"]));
+    adapter_with(path, "saved", "modules_to_save", json!(["embed_tokens"]));
+    adapter_with(path, "huge", "lora_alpha", json!(1e9));
+    adapter_with(path, "cut", "r", json!(4));
+    let cut = path.join("cut/adapter_model.safetensors");
+    let bytes = fs::read(&cut).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() - 100]).unwrap();
+    copy(&path.join("lora"), &path.join("bare"), &["adapter_config.json"]);
+    copy(
+        &root().join("oracle/golden/tiny/qwen3"),
+        &path.join("other"),
+        &["config.json", "model.safetensors"],
+    );
+    let before = names(path);
+    let commands = [
+        "merge",
+        "merge --model base --adapter lora --output out --export-dtype f64",
+        "merge --model absent --adapter lora --output out",
+        "merge --model lora --adapter lora --output out",
+        "merge --model base --adapter absent --output out",
+        "merge --model base --adapter base --output out",
+        "merge --model base --adapter bare --output out",
+        "merge --model base --adapter dora --output out",
+        "merge --model base --adapter rank --output out",
+        "merge --model base --adapter head --output out",
+        "merge --model base --adapter saved --output out",
+        "merge --model base --adapter cut --output out",
+        "merge --model base --adapter huge --output out --export-dtype f16",
+        "merge --model other --adapter lora --output out",
+        "merge --model base --adapter lora --output base",
+        "merge --model base --adapter lora --output base/config.json",
+        "merge --model base --adapter lora --output base/config.json/out",
+    ];
+    insta::assert_snapshot!("merge_failures", failures(path, &commands));
+    assert_eq!(names(path), before, "something was left behind");
+}
+
+/// Every file under `dir`.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names.extend(self::names(&path));
+        }
+        names.push(path.to_string_lossy().into_owned());
+    }
+    names.sort();
+    names
+}
