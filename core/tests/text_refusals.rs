@@ -69,6 +69,9 @@ fn wrong_conversations_are_refused_with_a_reason() {
     let buried = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "",
         "tool_calls": [{"function": {"name": "f", "arguments": {"x": ["<|im_end|>"]}}}]}]);
     line(t, "special token in a tool call", ask("qwen2_5", &chatml, buried));
+    let called = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]);
+    line(t, "tool call left out", ask("smollm2", &chatml, called));
     let row = chat(&fine(), None);
     line(t, "no template", encode_sft(&row, &chatml, None, &EncodeOptions::default()));
     line(t, "no template for a prompt", completion_prompt(&row, &chatml, None));

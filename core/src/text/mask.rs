@@ -74,7 +74,8 @@ pub struct MaskedTokens {
 /// Renders a conversation and finds what is trained: the assistant turns from message `first` on.
 ///
 /// # Errors
-/// A template that refuses the conversation or cannot be masked; no assistant turn.
+/// A template that refuses the conversation, leaves a tool call out or cannot be masked; no
+/// assistant turn.
 pub fn mask_text(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
@@ -85,6 +86,7 @@ pub fn mask_text(
 ) -> Result<MaskedText> {
     let options = RenderOptions { tools, ..RenderOptions::default() };
     let text = template.render(messages, &options)?;
+    check_calls(template, messages, &options, &text)?;
     let ends: Vec<String> =
         tokenizer.end_of_turn_tokens().into_iter().map(|(token, _)| token).collect();
     if ends.is_empty() {
@@ -110,6 +112,32 @@ pub fn mask_text(
         turns.push(turn);
     }
     Ok(MaskedText { text, turns })
+}
+
+/// Refuses a tool call that the template leaves out: the turn would train an empty answer, and
+/// what the tool said would follow upon nothing.
+fn check_calls(
+    template: &ChatTemplate,
+    messages: &[Message],
+    options: &RenderOptions,
+    text: &str,
+) -> Result<()> {
+    for (index, message) in messages.iter().enumerate() {
+        let calls = message.0.get("tool_calls").and_then(Value::as_array);
+        if calls.is_none_or(Vec::is_empty) {
+            continue;
+        }
+        let mut without = messages.to_vec();
+        without[index].0.shift_remove("tool_calls");
+        // A template that refuses the conversation without the call does look at it.
+        if template.render(&without, options).is_ok_and(|rendered| rendered == text) {
+            return Err(Error::data(format!(
+                "message `{index}` calls a tool, but the chat template leaves the call out"
+            ))
+            .hint("use a model whose template knows tools, or rows without tool calls"));
+        }
+    }
+    Ok(())
 }
 
 /// A word that does not occur in the text and that no template changes.
