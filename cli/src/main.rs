@@ -1,3 +1,77 @@
-//! The `halter` command.
+//! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
-fn main() {}
+mod failure;
+mod interrupt;
+mod logging;
+mod progress;
+mod report;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use failure::Failure;
+
+/// Post-training alignment for Llama-family models.
+#[derive(Debug, Parser)]
+#[command(name = "halter", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print a machine-readable summary on stdout
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// One file for each subcommand.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Report(report::Args),
+}
+
+/// What every subcommand is given beside its own arguments.
+struct Context {
+    json: bool,
+}
+
+impl Context {
+    /// Prints the outcome for programs, where `--json` asks for it.
+    fn print_json(&self, outcome: &impl Serialize) -> anyhow::Result<()> {
+        if self.json {
+            let mut stdout = io::stdout().lock();
+            serde_json::to_writer(&mut stdout, outcome)?;
+            writeln!(stdout)?;
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context { json: cli.json };
+    let outcome = logging::start().and_then(|()| match cli.command {
+        Command::Report(args) => report::run(&args, &context),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let failure = Failure::of(&error);
+            // A failure that cannot be told is a failure all the same.
+            let _ = failure.print(&context);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

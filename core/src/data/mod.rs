@@ -1,5 +1,19 @@
 //! Records, readers, mixtures, packing and the ledger.
 
 pub mod batch;
+pub mod dataset;
+pub mod encoded;
+pub mod explain;
+pub mod format;
+pub mod hub;
+pub mod inspect;
+pub mod ledger;
+pub mod mixture;
 pub mod pack;
+pub mod parse;
+pub mod reader;
 pub mod record;
+pub mod stream;
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,6 @@
-//! Greedy decoding.
+//! Greedy decoding with a key and value cache.
+
+mod cache;
+mod greedy;
+
+pub use greedy::{Limits, greedy};

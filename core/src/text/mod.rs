@@ -1,1 +1,10 @@
-//! Tokenizer, chat template and completion mask.
+//! Text: the tokenizer, chat templates, the completion mask, and rows made of them.
+
+pub mod encode;
+pub mod gguf_tokenizer;
+mod jinja;
+pub mod mask;
+mod python;
+mod strftime;
+pub mod template;
+pub mod tokenizer;

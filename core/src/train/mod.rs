@@ -1,5 +1,17 @@
 //! The training run: pass, optimizer, schedule, checkpoint, metrics, run directory.
 
+pub mod card;
+pub mod checkpoint;
+pub mod files;
+pub mod interrupt;
+pub mod metrics;
 pub mod optimizer;
 pub mod pass;
+pub mod progress;
+pub mod random;
+pub mod report;
+pub mod run_dir;
 pub mod schedule;
+pub mod summary;
+mod tensor_file;
+pub mod tensorboard;

@@ -17,7 +17,7 @@ use crate::model::linear::PassMode;
 use crate::model::param::Grads;
 use crate::ops::logps::{self, Logps};
 use crate::ops::rope::Angles;
-use crate::ops::{Context, clear, embedding, rms_norm};
+use crate::ops::{Context, clear, embedding, linear, rms_norm};
 use crate::{Error, ErrorKind, Result};
 
 /// How a training pass is run.
@@ -70,7 +70,7 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, or no target.
     pub fn forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
-        let angles = self.angles(batch)?;
+        let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, options.mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
         let lowest = self.lowest_trained_block().unwrap_or(0);
@@ -95,7 +95,7 @@ impl Decoder {
     /// # Errors
     /// As [`Self::forward`].
     pub fn evaluate(&self, batch: &PackedBatch, mode: PassMode) -> Result<(Tensor, Vec<bool>)> {
-        let angles = self.angles(batch)?;
+        let angles = self.angles(&batch.positions)?;
         let x = self.hidden_states(batch, &angles, mode)?;
         let head = Head::new(self, batch, &x)?;
         Ok((head.logps_in_order()?, head.is_best_in_order()))
@@ -106,12 +106,21 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary.
     pub fn logits(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let angles = self.angles(batch)?;
+        let angles = self.angles(&batch.positions)?;
         let x = self.hidden_states(batch, &angles, PassMode::EVALUATE)?;
-        let norm = self.norm.widened(&self.ctx)?;
-        let (normed, _) = rms_norm::forward(&self.ctx, &x, &norm, self.config.rms_norm_eps)?;
-        let weight = self.head().widened(&self.ctx)?;
-        Ok(normed.matmul(&weight.t()?)?)
+        self.logits_of(&x)
+    }
+
+    /// Logits `(rows, vocabulary)` of the last block's output `x (rows, hidden)`.
+    pub(crate) fn logits_of(&self, x: &Tensor) -> Result<Tensor> {
+        let ctx = &self.ctx;
+        let norm = self.norm.widened(ctx)?;
+        let (normed, _) = rms_norm::forward(ctx, x, &norm, self.config.rms_norm_eps)?;
+        let weight = self.head().widened(ctx)?;
+        let shape = (x.dim(0)?, self.config.vocab_size);
+        let logits = Tensor::zeros(shape, x.dtype(), x.device())?;
+        linear::forward(ctx, &normed, &weight, linear::Into::Overwrite, &logits)?;
+        Ok(logits)
     }
 
     fn hidden_states(
@@ -128,9 +137,9 @@ impl Decoder {
         Ok(x)
     }
 
-    fn angles(&self, batch: &PackedBatch) -> Result<Angles> {
+    pub(crate) fn angles(&self, positions: &[u32]) -> Result<Angles> {
         let dtype = self.norm.dense().map_or(DType::F32, Tensor::dtype);
-        Angles::new(&self.frequencies, &batch.positions, dtype, self.device())
+        Angles::new(&self.frequencies, positions, dtype, self.device())
     }
 
     fn surroundings<'a>(

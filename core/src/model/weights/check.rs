@@ -99,11 +99,11 @@ fn explain_unexpected(name: &str, error: Error) -> Error {
     if name.contains("_norm.weight") {
         return error.hint("the configuration has no such norm: is `model_type` right?");
     }
-    if name.starts_with("model.layers.") {
-        return error.hint("perhaps `num_hidden_layers` is too small");
-    }
     if name.ends_with("_scale") || name.ends_with("qweight") {
         return error.hint("the checkpoint is quantized: use the unquantized one");
+    }
+    if name.starts_with("model.layers.") {
+        return error.hint("perhaps `num_hidden_layers` is too small");
     }
     error
 }

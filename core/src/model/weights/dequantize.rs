@@ -10,6 +10,11 @@ use super::StoredKind;
 /// both sides have in common is read.
 pub(super) fn widen(kind: StoredKind, bytes: &[u8], out: &mut [f32]) {
     match kind {
+        StoredKind::F32 if cfg!(target_endian = "little") => {
+            let out = bytemuck::cast_slice_mut::<f32, u8>(out);
+            let count = out.len().min(bytes.len());
+            out[..count].copy_from_slice(&bytes[..count]);
+        }
         StoredKind::F32 => each(bytes, out, f32::from_le_bytes),
         StoredKind::BF16 => {
             each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));

@@ -63,9 +63,7 @@ impl WeightFiles {
     /// # Errors
     /// A name that comes twice.
     pub fn from_tensors(tensors: impl IntoIterator<Item = StoredTensor>) -> Result<Self> {
-        let mut files = Self::collect(vec![(PathBuf::new(), tensors.into_iter().collect())])?;
-        files.files.clear();
-        Ok(files)
+        Self::collect(vec![(PathBuf::new(), tensors.into_iter().collect())])
     }
 
     fn collect(files: Vec<(PathBuf, Vec<StoredTensor>)>) -> Result<Self> {
@@ -78,7 +76,10 @@ impl WeightFiles {
                     return Err(Error::model(format!("`{name}` is in two places")).in_file(path));
                 }
             }
-            paths.push(path);
+            // A file that is in memory has no path.
+            if !path.as_os_str().is_empty() {
+                paths.push(path);
+            }
         }
         Ok(Self { tensors: Arc::new(all), files: paths, gguf: None })
     }

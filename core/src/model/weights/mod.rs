@@ -14,8 +14,9 @@ mod hub;
 mod model_files;
 mod safetensors_header;
 mod stored;
+mod write_safetensors;
 
 pub use files::WeightFiles;
-//pub use hub::HubOptions;
-//pub use model_files::ModelFiles;
+pub use hub::HubOptions;
+pub use model_files::ModelFiles;
 pub use stored::{RowOrder, StoredKind, StoredTensor};

@@ -52,10 +52,20 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// A name short enough for a message.
+/// A name short enough for a message, without control characters.
 pub(super) fn short(name: &str) -> String {
-    let clean: String = name.chars().take(80).flat_map(char::escape_default).collect();
-    if name.chars().nth(80).is_some() { format!("{clean}…") } else { clean }
+    let mut clean = String::new();
+    for letter in name.chars().take(80) {
+        if letter.is_control() {
+            clean.extend(letter.escape_default());
+        } else {
+            clean.push(letter);
+        }
+    }
+    if name.chars().nth(80).is_some() {
+        clean.push('…');
+    }
+    clean
 }
 
 /// All tensors of one file, mapped.

@@ -55,6 +55,13 @@ impl Gguf {
         self.refuse_unknown(arch)?;
         let hidden_size = self.size(arch, "embedding_length")?;
         let layers = self.size(arch, "block_count")?;
+        // Before anything is made for each of them.
+        if layers > self.tensors().len() {
+            return Err(self.error(format!(
+                "`{arch}.block_count` is {layers}, but the file has only {} tensors",
+                self.tensors().len()
+            )));
+        }
         let heads = self.size(arch, "attention.head_count")?;
         let kv_heads = self.optional_size(arch, "attention.head_count_kv")?.unwrap_or(heads);
         let head_dim = self.head_dim(arch, hidden_size, heads)?;
@@ -92,8 +99,8 @@ impl Gguf {
             pad_token_id: self.token("padding")?,
             raw: Map::new(),
         };
-        config.check().map_err(|e| e.in_file(self.path()))?;
-        config.raw = config.to_json(DType::F32).map_err(|e| e.in_file(self.path()))?;
+        config.check().map_err(|e| self.place(e))?;
+        config.raw = config.to_json(DType::F32).map_err(|e| self.place(e))?;
         config.raw.shift_remove("torch_dtype");
         Ok(config)
     }

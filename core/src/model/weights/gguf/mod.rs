@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::bytes::SharedBytes;
 use super::safetensors_header::short;
-use super::stored::StoredKind;
+use super::stored::{RowOrder, StoredKind, StoredTensor};
 use crate::{Error, Result};
 
 /// A metadata value.
@@ -123,6 +123,17 @@ impl Gguf {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
+    /// The tensor of this (GGUF) name, rows in the file's own order.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn stored(&self, name: &str) -> Result<StoredTensor> {
+        let tensor =
+            self.tensor(name).ok_or_else(|| self.error(format!("no tensor `{}`", short(name))))?;
+        let bytes = tensor.bytes.clone();
+        StoredTensor::new(name, &tensor.shape, tensor.kind, bytes, RowOrder::AsStored)
+    }
+
     /// All metadata keys, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.metadata.keys().map(String::as_str)
@@ -215,9 +226,13 @@ impl Gguf {
         }
     }
 
-    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
-        let error = Error::model(message);
+    /// Names the file, where there is one.
+    pub(crate) fn place(&self, error: Error) -> Error {
         if self.path.as_os_str().is_empty() { error } else { error.in_file(&self.path) }
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        self.place(Error::model(message))
     }
 
     fn wrong(&self, key: &str, expected: &str, got: &MetaValue) -> Error {

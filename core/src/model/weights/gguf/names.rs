@@ -62,7 +62,7 @@ impl Gguf {
                 (true, 1) => turned_bias(&name, tensor, order),
                 (true, _) => stored(&name, tensor, order),
             };
-            tensors.push(stored.map_err(|e| e.in_file(self.path()))?);
+            tensors.push(stored.map_err(|e| self.place(e))?);
         }
         Ok(tensors)
     }

@@ -65,7 +65,7 @@ impl<'a> Cursor<'a> {
 
     /// A count of things that take at least `least` bytes each.
     fn count(&mut self, least: usize, what: &str) -> Result<usize> {
-        let stated = self.u64(what)?;
+        let stated = self.u64(&format!("the number of {what}"))?;
         let fits = (self.left() / least) as u64;
         if stated > fits {
             return Err(Error::model(format!(

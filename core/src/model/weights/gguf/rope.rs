@@ -3,8 +3,6 @@
 
 use std::f64::consts::TAU;
 
-use super::super::bytes::SharedBytes;
-use super::super::stored::{RowOrder, StoredTensor};
 use super::Gguf;
 use crate::Result;
 use crate::model::config::RopeScaling;
@@ -16,14 +14,13 @@ const ORIGINAL_CONTEXT: usize = 8192;
 
 pub(super) fn read(gguf: &Gguf, arch: &str, head_dim: usize, theta: f64) -> Result<RopeScaling> {
     let stated = stated(gguf, arch)?;
-    let Some(tensor) = gguf.tensor("rope_freqs.weight") else { return Ok(stated) };
+    if gguf.tensor("rope_freqs.weight").is_none() {
+        return Ok(stated);
+    }
     if stated != RopeScaling::None {
         return Err(gguf.error("both `rope.scaling` and `rope_freqs.weight` scale the rotation"));
     }
-    let bytes: SharedBytes = tensor.bytes.clone();
-    let stored =
-        StoredTensor::new(&tensor.name, &tensor.shape, tensor.kind, bytes, RowOrder::AsStored)?;
-    let divisors = stored.to_vec()?;
+    let divisors = gguf.stored("rope_freqs.weight")?.to_vec()?;
     if divisors.len() != head_dim / 2 {
         return Err(gguf.error(format!(
             "`rope_freqs.weight` has {} values: expected half of the head dimension, {}",

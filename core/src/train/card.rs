@@ -1,0 +1,202 @@
+//! The model card: a README.md with the front matter that model hubs read.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::files::atomic_write;
+use crate::Result;
+
+/// What the card says. Empty parts are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Card {
+    /// Name of the model that was made.
+    pub name: String,
+    /// Hub id, or directory, of the model it was made from; empty for one made from nothing.
+    pub base_model: String,
+    /// Hub ids, or paths, of the data.
+    pub datasets: Vec<String>,
+    /// e.g. `sft`, `dpo`: a tag, and a word of the text.
+    pub method: String,
+    /// The method in a sentence or two.
+    pub description: String,
+    /// More tags, e.g. `lora`.
+    pub tags: Vec<String>,
+    /// An adapter (PEFT) rather than a whole model.
+    pub is_adapter: bool,
+    /// What is known of the licence: an SPDX name in lower case, or empty.
+    pub license: String,
+    /// Sentences about the licences of base and data that the reader must mind.
+    pub license_notes: Vec<String>,
+    /// Names and values, in the order shown.
+    pub hyper_parameters: Vec<(String, String)>,
+    /// Figures of the run, names and values.
+    pub figures: Vec<(String, String)>,
+    /// Whether the tokenizer has a chat template, which decides how the model is called.
+    pub has_chat_template: bool,
+}
+
+impl Card {
+    /// The text of the README.
+    pub fn render(&self) -> String {
+        let mut text = self.front_matter();
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n# {}\n\n{}\n", one_line(&self.name), self.introduction());
+        self.how_to_load(&mut text);
+        table(&mut text, "Figures", &self.figures);
+        if !self.datasets.is_empty() {
+            text.push_str("\n## Data\n\n");
+            for dataset in &self.datasets {
+                let _ = writeln!(text, "- {}", code(public_name(dataset)));
+            }
+        }
+        table(&mut text, "Training", &self.hyper_parameters);
+        text.push_str("\n## Licence\n\n");
+        if self.license_notes.is_empty() {
+            text.push_str(
+                "The licences of the base model and of the data apply; see to them before you \
+                 share this model.\n",
+            );
+        }
+        for note in &self.license_notes {
+            let _ = writeln!(text, "{}\n", one_line(note));
+        }
+        let text = text.trim_end();
+        format!("{text}\n\n---\n\nMade with halter {}.\n", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Writes the card, whole or not at all.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        atomic_write(path, self.render().as_bytes())
+    }
+
+    fn front_matter(&self) -> String {
+        let mut text = String::from("---\n");
+        let mut list = |key: &str, values: &[&str]| {
+            if !values.is_empty() {
+                let _ = writeln!(text, "{key}:");
+                values.iter().for_each(|value| _ = writeln!(text, "- {}", quoted(value)));
+            }
+        };
+        // Hubs refuse a card whose ids are paths of somebody's disk.
+        let base: Vec<_> =
+            [self.base_model.as_str()].into_iter().filter(|id| is_hub_id(id)).collect();
+        list("base_model", &base);
+        let datasets = self.datasets.iter().map(String::as_str).filter(|id| is_hub_id(id));
+        list("datasets", &datasets.collect::<Vec<_>>());
+        let mut tags = vec!["halter"];
+        tags.extend([self.method.as_str()].into_iter().filter(|method| !method.is_empty()));
+        tags.extend(self.tags.iter().map(String::as_str));
+        list("tags", &tags);
+        let library = if self.is_adapter { "peft" } else { "transformers" };
+        let _ = writeln!(text, "library_name: {library}\npipeline_tag: text-generation");
+        if !self.license.is_empty() {
+            let _ = writeln!(text, "license: {}", quoted(&self.license));
+        }
+        text.push_str("---\n");
+        text
+    }
+
+    fn introduction(&self) -> String {
+        let what = if self.is_adapter { "An adapter" } else { "A language model" };
+        let from = match self.base_model.is_empty() {
+            true => ", trained from fresh weights".to_string(),
+            false if is_hub_id(&self.base_model) => {
+                format!(" for [{0}](https://huggingface.co/{0})", self.base_model)
+            }
+            false => format!(" for {}", code(public_name(&self.base_model))),
+        };
+        let from = if self.is_adapter { from } else { from.replacen(" for ", " made from ", 1) };
+        let description = one_line(&self.description);
+        format!("{what}{from}. {description}").trim_end().to_string()
+    }
+
+    fn how_to_load(&self, text: &mut String) {
+        let base = if self.base_model.is_empty() { "base" } else { public_name(&self.base_model) };
+        let (imports, load) = match self.is_adapter {
+            true => (
+                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer",
+                format!(
+                    "base = AutoModelForCausalLM.from_pretrained({})\n\
+                     model = PeftModel.from_pretrained(base, path)",
+                    quoted(base)
+                ),
+            ),
+            false => (
+                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                "model = AutoModelForCausalLM.from_pretrained(path)".to_string(),
+            ),
+        };
+        let ask = match self.has_chat_template {
+            true => {
+                "messages = [{\"role\": \"user\", \"content\": \"Hello\"}]\n\
+                 inputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, \
+                 return_dict=True, return_tensors=\"pt\"\n)"
+            }
+            false => "inputs = tokenizer(\"Hello\", return_tensors=\"pt\")",
+        };
+        let _ = write!(
+            text,
+            "\n## How to use it\n\n```python\n{imports}\n\npath = \".\"  # this directory\n{load}\n\
+             tokenizer = AutoTokenizer.from_pretrained(path)\n{ask}\n\
+             output = model.generate(**inputs, max_new_tokens=256)\n\
+             print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n"
+        );
+    }
+}
+
+/// Whether a hub could know it: `name` or `owner/name`, in the letters that hubs allow.
+fn is_hub_id(id: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let file = [".gguf", ".json", ".jsonl", ".parquet", ".safetensors"];
+    let is_file = file.iter().any(|ending| id.ends_with(ending));
+    matches!(id.split_once('/'), Some((owner, name)) if part(owner) && part(name)) && !is_file
+}
+
+/// A hub id as it is; of a path only its last part: a card is public, a home directory is not.
+fn public_name(id: &str) -> &str {
+    if is_hub_id(id) {
+        return id;
+    }
+    id.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(id)
+}
+
+/// A string as YAML, JSON and Python read it.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Text as Markdown code, with a fence that the text cannot close.
+fn code(text: &str) -> String {
+    let text = one_line(text);
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    let space = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+    format!("{fence}{space}{text}{space}{fence}")
+}
+
+fn table(text: &mut String, title: &str, rows: &[(String, String)]) {
+    if rows.is_empty() {
+        return;
+    }
+    let cell =
+        |text: &str| one_line(text).replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;");
+    let _ = write!(text, "\n## {title}\n\n| | |\n|---|---|\n");
+    for (name, value) in rows {
+        let _ = writeln!(text, "| {} | {} |", cell(name), cell(value));
+    }
+}
+
+#[cfg(test)]
+#[path = "card_tests.rs"]
+mod tests;
