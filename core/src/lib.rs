@@ -12,5 +12,6 @@ pub mod model;
 pub mod ops;
 pub mod text;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};

@@ -110,9 +110,8 @@ impl Filler {
     }
 
     fn set(&mut self, numbers: &[i64]) -> &mut Self {
-        let named = |(index, &number): (usize, &i64)| {
-            (char::from(b'a' + index as u8).to_string(), number)
-        };
+        let named =
+            |(index, &number): (usize, &i64)| (char::from(b'a' + index as u8).to_string(), number);
         self.numbers = numbers.iter().enumerate().map(named).collect();
         self
     }

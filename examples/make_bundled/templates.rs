@@ -124,7 +124,11 @@ pub const TEMPLATES: [Template; 24] = [
             "{a} {things} are packed in {b} boxes, the same number in each. How many {things} are in \
              a box?",
         ],
-        solutions: &["Each gets [a / b = x] {things}.", "Divide: [a / b = x].", "That is [a / b = x] each."],
+        solutions: &[
+            "Each gets [a / b = x] {things}.",
+            "Divide: [a / b = x].",
+            "That is [a / b = x] each.",
+        ],
     },
     Template {
         name: "compare",
@@ -134,10 +138,7 @@ pub const TEMPLATES: [Template; 24] = [
              {M}?",
             "{M} found {b} {things}. {N} found {a} {things}. How many more did {N} find than {M}?",
         ],
-        solutions: &[
-            "{N} has [a - b = x] more.",
-            "The difference is [a - b = x].",
-        ],
+        solutions: &["{N} has [a - b = x] more.", "The difference is [a - b = x]."],
     },
     Template {
         name: "older",
@@ -155,7 +156,11 @@ pub const TEMPLATES: [Template; 24] = [
             "One {thing} costs {a} dollars. How much do {b} {things} cost?",
             "{N} buys {b} {things} for {a} dollars each. How many dollars does {he} pay?",
         ],
-        solutions: &["They cost [b * a = x] dollars.", "Multiply: [b * a = x].", "{b} {things} cost [b * a = x] dollars."],
+        solutions: &[
+            "They cost [b * a = x] dollars.",
+            "Multiply: [b * a = x].",
+            "{b} {things} cost [b * a = x] dollars.",
+        ],
     },
     Template {
         name: "get-give",

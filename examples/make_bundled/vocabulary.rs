@@ -16,8 +16,7 @@ pub const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// A sign of arithmetic with its spaces, a word with the space before it, one digit, other marks,
 /// other spaces.
-const PATTERN: &str =
-    r" [-+*/=] | ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+";
+const PATTERN: &str = r" [-+*/=] | ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+";
 
 /// ChatML, with the generation prompt.
 pub const CHAT_TEMPLATE: &str = "\
