@@ -123,14 +123,15 @@ impl Source {
         })
     }
 
-    /// The decoder: its weights read, or made fresh from `seed`.
+    /// The decoder: its weights read, or made fresh from `seed`. The files are unmapped, so that
+    /// their pages do not count; a frozen base keeps the parts it needs.
     ///
     /// # Errors
     /// Weights that cannot be used.
-    pub fn decoder(&self, base: Base, device: &Device, seed: u64) -> Result<Decoder> {
+    pub fn decoder(&mut self, base: Base, device: &Device, seed: u64) -> Result<Decoder> {
         let ctx = Context::new(device);
-        match &self.weights {
-            Some(weights) => Decoder::load(self.config.clone(), weights, base, ctx),
+        match self.weights.take() {
+            Some(weights) => Decoder::load(self.config.clone(), &weights, base, ctx),
             None => Decoder::fresh(self.config.clone(), seed, ctx),
         }
     }
@@ -141,12 +142,6 @@ impl Source {
     /// One that does not fit.
     pub fn adapter(&self, dir: &Path) -> Result<Adapter> {
         Adapter::open(dir, &self.config)
-    }
-
-    /// Bytes of the weights as they lie in their files.
-    pub fn stored_bytes(&self) -> usize {
-        let weights = self.weights.iter().flat_map(WeightFiles::tensors);
-        weights.map(|tensor| tensor.bytes().len()).sum()
     }
 }
 
