@@ -9,7 +9,6 @@ use halter_core::train::interrupt::Interrupt;
 const INTERRUPTED: i32 = 130;
 
 /// Sets the flag when the user presses Ctrl-C or the system asks the process to end.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the subcommands that train"))]
 pub fn on_ctrl_c() -> anyhow::Result<Interrupt> {
     let interrupt = Interrupt::new();
     let flag = interrupt.clone();

@@ -3,8 +3,10 @@
 mod failure;
 mod interrupt;
 mod logging;
+mod plan;
 mod progress;
 mod report;
+mod sft;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ struct Cli {
 /// One file for each subcommand.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Sft(Box<sft::Args>),
+    Plan(Box<plan::Args>),
     Report(report::Args),
 }
 
@@ -53,6 +57,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context { json: cli.json };
     let outcome = logging::start().and_then(|()| match cli.command {
+        Command::Sft(args) => sft::run(*args, &context),
+        Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),
     });
     match outcome {

@@ -1,4 +1,5 @@
 //! The binary as a user runs it: `halter report`, and how failures are told.
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 use std::fs;
 use std::path::Path;

@@ -33,7 +33,8 @@ fn tokens(len: usize, seed: usize) -> Vec<u32> {
 
 /// Log-probs, and gradients of their weighted sum.
 fn run(model: &Decoder, batch: &PackedBatch, weights: &[f64], keep: usize) -> (Tensor, Grads) {
-    let pass = model.forward(batch, PassOptions { keep_blocks: keep, ..Default::default() }).unwrap();
+    let pass =
+        model.forward(batch, PassOptions { keep_blocks: keep, ..Default::default() }).unwrap();
     let logps = pass.per_token_logps().clone();
     let weights = Tensor::from_slice(weights, weights.len(), &Device::Cpu).unwrap();
     let weights = weights.to_dtype(DType::F32).unwrap();
@@ -191,7 +192,8 @@ fn gradients_agree_with_finite_differences() {
     let grads = model.grads().unwrap();
     pass.backward(&loss, &grads).unwrap();
     let value = || {
-        let (logps, _) = model.evaluate(&batch, halter_core::model::linear::PassMode::EVALUATE).unwrap();
+        let (logps, _) =
+            model.evaluate(&batch, halter_core::model::linear::PassMode::EVALUATE).unwrap();
         loss_of(&logps.to_dtype(DType::F64).unwrap()).to_scalar::<f64>().unwrap()
     };
     let mut checked = 0;

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 use halter_core::data::batch::PackedBatch;
 use halter_core::model::config::ModelConfig;
-use halter_core::model::lora::LoraConfig;
 use halter_core::model::param::Param;
 use halter_core::model::weights::WeightFiles;
+use halter_core::model::weights::adapter::Adapter;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::Context;
 use halter_core::train::pass::PassOptions;
@@ -119,20 +119,9 @@ fn composed_operations_have_the_same_logits_and_gradients() {
 fn adapters_have_the_gradients_of_peft_and_merge_to_the_same_model() {
     for case in ["lora", "lora-rslora"] {
         let dir = golden("tiny").join(case);
-        let config = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-        let config = LoraConfig {
-            rank: config["r"].as_u64().unwrap() as usize,
-            alpha: config["lora_alpha"].as_f64().unwrap(),
-            use_rslora: config["use_rslora"].as_bool().unwrap(),
-            ..Default::default()
-        };
-        let stored = tensors(dir.join("adapter_model.safetensors"));
         for base in [Base::Trainable, Base::Frozen] {
             let mut model = load("llama-tied", base, Context::new(&Device::Cpu));
-            model
-                .load_lora(&config, |name| Ok(stored[&format!("base_model.model.{name}")].clone()))
-                .unwrap();
+            model.load_lora(&Adapter::open(&dir, &model.config).unwrap()).unwrap();
             assert_eq!(check(case, &model, "base_model.model.", 0), 28);
             model.merge_lora().unwrap();
             let expected = tensors(dir.join("golden.safetensors"));

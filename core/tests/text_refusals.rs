@@ -1,5 +1,6 @@
 //! What the text part refuses: each wrong input with its whole error text, and templates that
 //! never end.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod text_support;
 
@@ -251,4 +252,27 @@ fn over_long_rows_follow_the_policy() {
     assert_eq!(joined[..], whole.input_ids[..joined.len()]);
     assert_eq!(joined.len() + num_lost, num_tokens);
     assert!(num_lost <= 1, "only a last piece of one token is lost");
+}
+
+#[test]
+fn a_folder_gives_its_template_file_before_its_tokenizer_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = || ChatTemplate::from_dir(folder.path());
+    assert!(load().unwrap().is_none());
+    let config = folder.path().join("tokenizer_config.json");
+    std::fs::write(&config, r#"{"chat_template": "from config"}"#).unwrap();
+    assert_eq!(load().unwrap().unwrap().source().unwrap(), "from config");
+    std::fs::write(folder.path().join("chat_template.jinja"), "from file").unwrap();
+    assert_eq!(load().unwrap().unwrap().source().unwrap(), "from file");
+    std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
+    let error = load().unwrap_err();
+    assert!(error.to_string().contains("chat_template.jinja: the chat template is not valid"));
+    assert_eq!(error.kind(), halter_core::ErrorKind::Text);
+}
+
+#[test]
+fn templates_and_tokenizers_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<ChatTemplate>();
+    shared::<Tokenizer>();
 }

@@ -1,4 +1,11 @@
 //! Supervised fine-tuning.
 
+pub mod config;
+pub mod data;
+pub mod evaluation;
+pub mod finish;
 pub mod loss;
+pub mod recipe;
+mod rows;
+pub mod state;
 pub mod step;

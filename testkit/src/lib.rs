@@ -17,7 +17,8 @@ pub fn golden(path: &str) -> PathBuf {
 
 /// A file or folder that `scripts/fetch-assets` fetches; says `skipped` where it is not there.
 pub fn asset(path: &str) -> Option<PathBuf> {
-    let assets = std::env::var_os("HALTER_ASSETS").map_or_else(|| root().join("assets"), Into::into);
+    let assets =
+        std::env::var_os("HALTER_ASSETS").map_or_else(|| root().join("assets"), Into::into);
     let found = assets.join(path);
     if found.exists() {
         return Some(found);

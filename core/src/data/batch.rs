@@ -424,7 +424,8 @@ mod tests {
         builder.masked_branch(root, &[4, 5], &[true, true]);
         let good = builder.build().unwrap();
         good.validate().unwrap();
-        let breaks: [(&str, fn(&mut PackedBatch)); 11] = [
+        type Spoil = fn(&mut PackedBatch);
+        let breaks: [(&str, Spoil); 11] = [
             ("positions length", |b| b.positions.truncate(2)),
             ("position id", |b| b.positions[4] = 9),
             ("span start", |b| b.spans[1].start = 2),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-use super::parse::value::present;
+use super::parse::value::{excerpt, present};
 use crate::{Error, Result};
 
 /// What the rows of a data set look like.
@@ -109,11 +109,8 @@ impl Format {
         }
         if let Some(column) = conversation {
             let first = present(row, column).and_then(|turns| turns.get(0));
-            let openai = match first.and_then(Value::as_object) {
-                Some(turn) => turn.contains_key("role") && !turn.contains_key("from"),
-                None => column == "messages",
-            };
-            let plain = column == "messages" && openai;
+            let sharegpt = first.is_some_and(|turn| turn.get("from").is_some());
+            let plain = column == "messages" && !sharegpt;
             return Some(if plain { Self::Messages } else { Self::ShareGpt });
         }
         if has("prompt") && has("completion") {
@@ -122,7 +119,11 @@ impl Format {
         if has("instruction") && has("output") {
             return Some(Self::Alpaca);
         }
-        has("text").then_some(Self::Text)
+        if has("text") {
+            return Some(Self::Text);
+        }
+        // Not an array: reading it says so.
+        has("messages").then_some(Self::Messages)
     }
 
     /// The format of a row, or an error that lists its columns.
@@ -131,7 +132,7 @@ impl Format {
     /// If the columns are those of no format.
     pub fn detect(row: &Map<String, Value>) -> Result<Self> {
         Self::of_row(row).ok_or_else(|| {
-            let columns: Vec<_> = row.keys().map(|name| format!("`{name}`")).collect();
+            let columns: Vec<_> = row.iter().map(column).collect();
             let got = match columns.len() {
                 0 => "none".to_string(),
                 1..=12 => columns.join(", "),
@@ -143,6 +144,12 @@ impl Format {
             )
         })
     }
+}
+
+/// A column of a row, for an error message.
+fn column((name, value): (&String, &Value)) -> String {
+    let null = if value.is_null() { " (null)" } else { "" };
+    format!("`{}`{null}", excerpt(name))
 }
 
 /// Whether a `label` is a yes or no, rather than a class or a rating.

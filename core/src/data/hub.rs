@@ -98,6 +98,11 @@ fn words(file: &str) -> impl Iterator<Item = &str> {
 /// If the hub cannot be reached or refuses, the split is not there, or this build has no hub.
 #[cfg(feature = "hub")]
 pub fn fetch(id: &HubId) -> Result<Vec<PathBuf>> {
+    fetch_with(id, hf_hub::HFClient::builder(), offline())
+}
+
+#[cfg(feature = "hub")]
+fn fetch_with(id: &HubId, client: hf_hub::HFClientBuilder, offline: bool) -> Result<Vec<PathBuf>> {
     let name = format!("{}/{}", id.owner, id.name);
     let failed = |error: hf_hub::HFError| {
         Error::new(crate::ErrorKind::Network, format!("cannot fetch data set `{name}`"))
@@ -106,9 +111,9 @@ pub fn fetch(id: &HubId) -> Result<Vec<PathBuf>> {
             )
             .because(error)
     };
-    let client = hf_hub::HFClientSync::new().map_err(failed)?;
+    let client = client.build_sync().map_err(failed)?;
     let repository = client.dataset(&id.owner, &id.name);
-    if offline() {
+    if offline {
         let folder =
             repository.snapshot_download().local_files_only(true).send().map_err(|error| {
                 failed(error).hint("HF_HUB_OFFLINE is set and the cache has no copy")
@@ -213,5 +218,27 @@ mod tests {
     fn kinds_that_repeat_one_another_are_not_mixed() {
         let files = ["train.jsonl", "train.json", "data/train-0.parquet"];
         assert_eq!(split(&files, None).unwrap(), ["data/train-0.parquet"]);
+    }
+
+    #[cfg(feature = "hub")]
+    #[test]
+    fn without_a_network_the_cache_is_read_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        let repository = cache.path().join("datasets--org--name");
+        let snapshot = repository.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+        std::fs::create_dir_all(snapshot.join("data")).unwrap();
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        std::fs::write(repository.join("refs/main"), commit).unwrap();
+        for file in ["data/train-0.jsonl", "data/test-0.jsonl", "README.md"] {
+            std::fs::write(snapshot.join(file), "{\"text\": \"a\"}\n").unwrap();
+        }
+        let client = || hf_hub::HFClient::builder().cache_dir(cache.path());
+        let fetch = |id: &str| fetch_with(&HubId::parse(id).unwrap(), client(), true);
+        assert_eq!(fetch("org/name").unwrap(), [snapshot.join("data/train-0.jsonl")]);
+        assert_eq!(fetch("org/name:test").unwrap(), [snapshot.join("data/test-0.jsonl")]);
+        let error = fetch("org/other").unwrap_err();
+        assert_eq!(error.to_string(), "cannot fetch data set `org/other`");
+        assert_eq!(error.remedy(), Some("HF_HUB_OFFLINE is set and the cache has no copy"));
     }
 }

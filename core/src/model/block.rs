@@ -218,8 +218,7 @@ impl Block {
         let dattended = ctx.empty(attended.shape(), d)?;
         self.o.backward(ctx, mode, &attended, d, Some((Into::Overwrite, &dattended)), grads)?;
         let saved = attention::Saved { q: &q, k: &k, v: &v, output: &attended, lse: &lse };
-        let (mut dq, mut dk, dv) =
-            attention::backward(ctx, self.shape, spans, saved, &dattended)?;
+        let (mut dq, mut dk, dv) = attention::backward(ctx, self.shape, spans, saved, &dattended)?;
         drop((q, k, v, attended, lse, dattended));
         angles.rotate_back(ctx, &dq)?;
         angles.rotate_back(ctx, &dk)?;

@@ -1,12 +1,14 @@
 //! LoRA adapters on a decoder's linear layers (Hu et al. 2021; rsLoRA: Kalajdzievski 2023).
 
+use std::collections::HashSet;
+
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::Decoder;
 use super::block::Block;
 use super::linear::{Linear, Lora};
 use super::param::{Param, Value};
+use super::weights::adapter::{Adapter, AdapterConfig};
 use crate::ops::dropout::hash;
 use crate::{Error, Result};
 
@@ -21,39 +23,11 @@ pub const MATRICES: [&str; 7] = [
     "mlp.down_proj",
 ];
 
-/// What an adapter is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraConfig {
-    /// Width of the low-rank update.
-    pub rank: usize,
-    /// The update counts `alpha / rank`-fold (`alpha / √rank` with `use_rslora`).
-    pub alpha: f64,
-    /// Names of the matrices that get one (`q_proj`, …); all linear layers where empty.
-    pub target_modules: Vec<String>,
-    /// Scale by `1 / √rank`.
-    pub use_rslora: bool,
-    /// Probability that an input of the adapter is dropped in training.
-    pub dropout: f64,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, target_modules: Vec::new(), use_rslora: false, dropout: 0.0 }
-    }
-}
-
-impl LoraConfig {
-    /// What the product of the two matrices is multiplied by.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
-    }
-
+impl AdapterConfig {
     /// Checks the values.
     ///
     /// # Errors
-    /// A rank of zero, a dropout outside [0, 1), an unknown target module.
+    /// A rank of zero, an alpha of zero, a dropout outside [0, 1).
     pub fn validate(&self) -> Result<()> {
         if self.rank == 0 {
             return Err(Error::config("`lora-rank` is `0`: expected at least 1"));
@@ -65,28 +39,8 @@ impl LoraConfig {
             let message = format!("`lora-dropout` is `{}`: expected 0 ≤ dropout < 1", self.dropout);
             return Err(Error::config(message));
         }
-        for target in &self.target_modules {
-            if !MATRICES.iter().any(|name| matches_target(name, target)) {
-                let known: Vec<&str> = MATRICES.iter().map(|name| short(name)).collect();
-                return Err(Error::config(format!("unknown LoRA target module `{target}`"))
-                    .hint(format!("the targets are {}", known.join(", "))));
-            }
-        }
         Ok(())
     }
-
-    fn targets(&self, matrix: &str) -> bool {
-        self.target_modules.is_empty()
-            || self.target_modules.iter().any(|target| matches_target(matrix, target))
-    }
-}
-
-fn short(matrix: &str) -> &str {
-    matrix.rsplit('.').next().unwrap_or(matrix)
-}
-
-fn matches_target(matrix: &str, target: &str) -> bool {
-    matrix == target || short(matrix) == target
 }
 
 impl Decoder {
@@ -95,7 +49,7 @@ impl Decoder {
     ///
     /// # Errors
     /// An invalid configuration.
-    pub fn add_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<()> {
+    pub fn add_lora(&mut self, config: &AdapterConfig, seed: u64) -> Result<()> {
         let device = self.device().clone();
         self.attach_lora(config, |_, number, shape, is_a| {
             let count = shape.0 * shape.1;
@@ -107,52 +61,46 @@ impl Decoder {
         })
     }
 
-    /// Gives each targeted layer the adapter that `tensor` returns by parameter name
-    /// (`model.layers.0.self_attn.q_proj.lora_A.weight`), and trains the adapters alone.
+    /// Gives each targeted layer its factors of a PEFT adapter, and trains the adapters alone.
     ///
     /// # Errors
-    /// An invalid configuration, a tensor that is missing or of another shape.
-    pub fn load_lora(
-        &mut self,
-        config: &LoraConfig,
-        mut tensor: impl FnMut(&str) -> Result<Tensor>,
-    ) -> Result<()> {
+    /// An adapter made for another model.
+    pub fn load_lora(&mut self, adapter: &Adapter) -> Result<()> {
         let device = self.device().clone();
-        self.attach_lora(config, |name, _, shape, _| {
-            let loaded = tensor(name)?;
-            if loaded.dims() != [shape.0, shape.1] {
-                return Err(Error::model(format!(
-                    "`{name}` has the shape {:?}, expected {:?}",
-                    loaded.dims(),
-                    [shape.0, shape.1]
-                )));
-            }
-            Ok(loaded.to_dtype(candle_core::DType::F32)?.to_device(&device)?)
+        self.attach_lora(&adapter.config, |path, _, _, is_a| {
+            let factors = adapter
+                .factors
+                .get(path)
+                .ok_or_else(|| Error::model(format!("the adapter has no factors for `{path}`")))?;
+            if is_a { factors.a.to_tensor(&device) } else { factors.b.to_tensor(&device) }
         })
     }
 
     fn attach_lora(
         &mut self,
-        config: &LoraConfig,
+        config: &AdapterConfig,
         mut make: impl FnMut(&str, u64, (usize, usize), bool) -> Result<Tensor>,
     ) -> Result<()> {
         config.validate()?;
+        let targets: HashSet<String> =
+            config.modules(&self.config)?.into_iter().map(|(path, ..)| path).collect();
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             for (index, (matrix, linear)) in MATRICES.iter().zip(linears(block)).enumerate() {
-                if !config.targets(matrix) {
+                let path = format!("model.layers.{layer}.{matrix}");
+                if !targets.contains(&path) {
                     continue;
                 }
                 let number = (MATRICES.len() * layer + index) as u64;
                 let (output, input) = (linear.weight.dims()[0], linear.weight.dims()[1]);
                 let mut param = |side: &str, shape, is_a| -> Result<Param> {
-                    let name = format!("model.layers.{layer}.{matrix}.lora_{side}.weight");
-                    let value = make(&name, number, shape, is_a)?;
+                    let name = format!("{path}.lora_{side}.weight");
+                    let value = make(&path, number, shape, is_a)?;
                     Ok(Param::new(name, Value::Dense(value)))
                 };
                 linear.lora = Some(Lora {
                     a: param("A", (config.rank, input), true)?,
                     b: param("B", (output, config.rank), false)?,
-                    scale: config.scale() as f32,
+                    scale: config.scaling() as f32,
                     dropout: config.dropout as f32,
                     id: number,
                 });

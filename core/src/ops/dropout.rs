@@ -69,9 +69,8 @@ mod tests {
     fn seeds_decide_the_mask() {
         let ctx = Context::new(&Device::Cpu);
         let ones = Tensor::ones((10, 10), DType::F32, &Device::Cpu).unwrap();
-        let with = |ctx: &Context, seed| {
-            apply(ctx, &ones, 0.5, seed).unwrap().to_vec2::<f32>().unwrap()
-        };
+        let with =
+            |ctx: &Context, seed| apply(ctx, &ones, 0.5, seed).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(with(&ctx, 1), with(&ctx, 1));
         assert_ne!(with(&ctx, 1), with(&ctx, 2));
         assert_eq!(with(&ctx, 1), with(&Context::composed(&Device::Cpu), 1));

@@ -9,6 +9,7 @@
 //! that doubles a string in memory, without putting it out, is bounded by its instructions only.
 
 use std::io;
+use std::path::Path;
 
 use minijinja::{Environment, ErrorKind, Value as JinjaValue};
 use serde_json::{Map, Value};
@@ -112,6 +113,33 @@ impl ChatTemplate {
             }
             Some(_) => Err(malformed()),
         }
+    }
+
+    /// The template of a model's folder: `chat_template.jinja` where there is one, otherwise the
+    /// `chat_template` of `chat_template.json` or `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or does not hold what its name says.
+    pub fn from_dir(folder: impl AsRef<Path>) -> Result<Option<Self>> {
+        for name in ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"] {
+            let path = folder.as_ref().join(name);
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("read", &path, error)),
+            };
+            let template = if name.ends_with(".jinja") {
+                Self::new(&text).map(Some)
+            } else {
+                serde_json::from_str(&text)
+                    .map_err(|error| Error::text(format!("not valid json: {error}")))
+                    .and_then(|config: Value| Self::from_tokenizer_config(&config))
+            };
+            if let Some(template) = template.map_err(|error| error.in_file(&path))? {
+                return Ok(Some(template));
+            }
+        }
+        Ok(None)
     }
 
     fn build(&mut self) -> Result<()> {

@@ -125,7 +125,7 @@ impl CheckpointStore {
         if let Err(error) = placed {
             // A leftover is removed at the next start; the first error is the one to report.
             let _ = fs::remove_dir_all(&temporary);
-            return Err(match self.steps()?.last() {
+            return Err(match self.steps().unwrap_or_default().last() {
                 Some(last) if error.kind() == ErrorKind::Io => {
                     let hint = format!("free some space and `--resume`: `step-{last}` is intact");
                     error.hint(hint)

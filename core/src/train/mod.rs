@@ -12,6 +12,7 @@ pub mod random;
 pub mod report;
 pub mod run_dir;
 pub mod schedule;
+pub mod source;
 pub mod summary;
 mod tensor_file;
 pub mod tensorboard;

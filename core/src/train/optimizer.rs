@@ -120,11 +120,7 @@ impl AdamW {
         if params.len() != self.states.len() || grads.buffers().len() != self.states.len() {
             return Err(Error::new(
                 ErrorKind::Tensor,
-                format!(
-                    "optimizer of `{}` parameters got `{}`",
-                    self.states.len(),
-                    params.len()
-                ),
+                format!("optimizer of `{}` parameters got `{}`", self.states.len(), params.len()),
             ));
         }
         self.step += 1;

@@ -86,7 +86,9 @@ impl Report {
         let config_toml =
             std::fs::read_to_string(&config).map_err(|error| Error::io("read", config, error))?;
         let mut ledger = read_ledger(&files.ledger())?;
-        ledger.counts = summary.ledger;
+        if !summary.ledger.is_empty() {
+            ledger.counts = summary.ledger;
+        }
         let name = files.path().file_name().unwrap_or(files.path().as_os_str());
         let title = match summary.title.is_empty() {
             true => format!("Run {}", name.to_string_lossy()),
@@ -223,11 +225,12 @@ fn read_ledger(path: &Path) -> Result<LedgerReport> {
     for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let Some(line) = line.strip_suffix(b"\n") else { break };
         report.total += 1;
+        let entry: serde_json::Map<String, Value> = serde_json::from_slice(line)
+            .map_err(|error| Error::data(error.to_string()).at(path, index + 1))?;
+        count(&mut report.counts, &entry);
         if report.rows.len() == MOST_ROWS {
             continue;
         }
-        let entry: serde_json::Map<String, Value> = serde_json::from_slice(line)
-            .map_err(|error| Error::data(error.to_string()).at(path, index + 1))?;
         let mut row = vec![String::new(); report.columns.len()];
         for (key, value) in entry {
             let cell = match value {
@@ -248,6 +251,26 @@ fn read_ledger(path: &Path) -> Result<LedgerReport> {
     let columns = report.columns.len();
     report.rows.iter_mut().for_each(|row| row.resize(columns, String::new()));
     Ok(report)
+}
+
+/// Adds a line of the ledger to the sums.
+fn count(counts: &mut Vec<LedgerCount>, entry: &serde_json::Map<String, Value>) {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+    let number = |key: &str| entry.get(key).and_then(Value::as_u64);
+    let (fate, reason) = (text("fate"), text("reason"));
+    let lost = number("tokens").map(|all| all.saturating_sub(number("kept_tokens").unwrap_or(0)));
+    match counts.iter_mut().find(|count| count.fate == fate && count.reason == reason) {
+        Some(count) => {
+            count.rows += 1;
+            count.tokens = count.tokens.zip(lost).map(|(tokens, lost)| tokens.saturating_add(lost));
+        }
+        None => counts.push(LedgerCount {
+            fate: fate.to_string(),
+            reason: reason.to_string(),
+            rows: 1,
+            tokens: lost,
+        }),
+    }
 }
 
 #[derive(Serialize)]

@@ -29,7 +29,7 @@ fn evil_report() -> Report {
             after_correct: Some(true),
         }],
         ledger: LedgerReport {
-            counts: vec![LedgerCount { outcome: evil(), reason: evil(), rows: 1, tokens: 2 }],
+            counts: vec![LedgerCount { fate: evil(), reason: evil(), rows: 1, tokens: Some(2) }],
             columns: vec![evil()],
             rows: vec![vec![evil()]],
             total: 1,
@@ -131,13 +131,22 @@ fn a_run_directory_is_enough_for_a_report() {
     (1..=3).for_each(|step| writer.write(&metrics(step)).unwrap());
     std::fs::write(
         files.ledger(),
-        "{\"line\":3,\"outcome\":\"dropped\"}\n{\"line\":9,\"reason\":\"too long\"}\n{\"li",
+        concat!(
+            "{\"line\":3,\"fate\":\"cut\",\"tokens\":9,\"kept_tokens\":7}\n",
+            "{\"line\":9,\"reason\":\"too long\"}\n",
+            "{\"line\":11,\"fate\":\"cut\",\"tokens\":8,\"kept_tokens\":7}\n",
+            "{\"li"
+        ),
     )
     .unwrap();
     let report = Report::from_run(&files).unwrap();
     assert_eq!(report.headline[0].value, "3");
-    assert_eq!(report.ledger.columns, ["line", "outcome", "reason"]);
-    assert_eq!(report.ledger.rows, [["3", "dropped", ""], ["9", "", "too long"]]);
+    assert_eq!(report.ledger.columns, ["line", "fate", "tokens", "kept_tokens", "reason"]);
+    assert_eq!(report.ledger.rows[0], ["3", "cut", "9", "7", ""]);
+    assert_eq!(report.ledger.rows[1], ["9", "", "", "", "too long"]);
+    let counts = report.ledger.counts.iter();
+    let counts: Vec<_> = counts.map(|c| (c.fate.as_str(), c.rows, c.tokens)).collect();
+    assert_eq!(counts, [("cut", 2, Some(3)), ("", 1, None)], "counted from the file");
     let summary = Summary { title: "SFT of tiny".into(), ..Summary::default() };
     summary.write(&files.summary()).unwrap();
     let report = Report::from_run(&files).unwrap();
@@ -230,11 +239,11 @@ fn a_report_to_look_at() {
         value: value.into(),
         detail: detail.into(),
     };
-    let count = |outcome: &str, reason: &str, rows, tokens| LedgerCount {
-        outcome: outcome.into(),
+    let count = |fate: &str, reason: &str, rows, tokens| LedgerCount {
+        fate: fate.into(),
         reason: reason.into(),
         rows,
-        tokens,
+        tokens: Some(tokens),
     };
     let predicted = |name: &str, predicted: &str, measured: &str| Prediction {
         name: name.into(),
@@ -290,7 +299,7 @@ fn a_report_to_look_at() {
                 count("cut", "longer than max_seq_len 512", 3, 118),
                 count("dropped", "no trained token", 19, 1_204),
             ],
-            columns: ["path", "line", "outcome", "reason", "tokens"].map(String::from).to_vec(),
+            columns: ["path", "line", "fate", "reason", "tokens"].map(String::from).to_vec(),
             rows: (1..=22)
                 .map(|row| {
                     let cells = ["examples/data/problems.jsonl", &(row * 217).to_string(), "dropped", "no trained token", "63"];

@@ -59,14 +59,15 @@ pub struct Sample {
 /// A line of the ledger's sums.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerCount {
-    /// `kept`, `cut` or `dropped`.
-    pub outcome: String,
+    /// `kept`, or one of the ledger's: `cut`, `dropped`, `refused`.
+    pub fate: String,
     /// Why; empty for rows that were simply used.
     pub reason: String,
     /// How many rows.
     pub rows: u64,
-    /// How many tokens they had (of rows cut: how many were cut off).
-    pub tokens: u64,
+    /// Tokens used of rows kept; tokens left out of all others. `None` where nobody counted.
+    #[serde(default)]
+    pub tokens: Option<u64>,
 }
 
 /// A prediction beside the fact, both with their units.

@@ -24,7 +24,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -56,7 +56,7 @@ impl fmt::Display for Inspection {
             line(f, "trained", format!("{} ({share} of tokens)", grouped(trained)))?;
         }
         if let Some(rows) = self.untrained_rows.filter(|rows| *rows > 0) {
-            line(f, "", format!("{} rows train nothing", grouped(rows as u64)))?;
+            line(f, "", format!("{} without a trained token", grouped(rows as u64)))?;
         }
         if let Some(limit) = self.max_seq_len {
             let rows = grouped(self.over_long as u64);

@@ -35,13 +35,7 @@ pub fn parse(format: Format, row: Map<String, Value>) -> Result<Record> {
         Format::Messages | Format::ShareGpt => chat::conversation(&row, format),
         Format::Alpaca => chat::alpaca(&row),
         Format::PromptCompletion => prompt::prompt_completion(&row),
-        Format::Text => {
-            let text = value::string(&row, "text")?.to_string();
-            if text.is_empty() {
-                return Err(Error::data("`text` is empty"));
-            }
-            Ok(Record::Text { text })
-        }
+        Format::Text => text(&row),
         Format::Preference => preference::preference(&row),
         Format::Ranked => preference::ranked(&row),
         Format::Unpaired => preference::unpaired(&row),
@@ -55,4 +49,11 @@ pub fn parse(format: Format, row: Map<String, Value>) -> Result<Record> {
             .hint(format!("the data set is read as `{format}`, but this row looks like `{other}`")),
         _ => error,
     })
+}
+
+fn text(row: &Map<String, Value>) -> Result<Record> {
+    match value::string(row, "text")? {
+        "" => Err(Error::data("`text` is empty")),
+        text => Ok(Record::Text { text: text.to_string() }),
+    }
 }

@@ -58,12 +58,18 @@ fn read_document<R: Read>(scanner: &mut Scanner<R>) -> Result<Layout, Fault> {
             Ok(Layout::Array(rows))
         }
         Some(b'{') => {
+            let first = scanner.line();
             let rows = find_data(scanner)?;
+            let lines = scanner.line() - first + 1;
             match (scanner.skip_space()?, rows) {
                 (Some(b'{'), _) => Ok(Layout::Lines),
                 (None, Some(rows)) => Ok(Layout::Array(rows)),
-                // One object alone is a file of one line, unless it is a document of its own.
-                (None, None) => Ok(Layout::Lines),
+                // One object alone on one line is JSON Lines; on several it is some document.
+                (None, None) if lines == 1 => Ok(Layout::Lines),
+                (None, None) => Err(Fault::Row(
+                    Error::data(format!("expected rows, got one object of `{lines}` lines"))
+                        .hint("rows are an array of objects, or an object with one in `data`"),
+                )),
                 (Some(byte), _) => Err(unexpected("the end of the file", Some(byte))),
             }
         }

@@ -1,6 +1,7 @@
 //! Files of rows: JSON Lines, JSON and Parquet, with any row readable at any time.
 
 mod bytes;
+mod footer;
 mod json;
 mod jsonl;
 mod parquet;
@@ -31,7 +32,7 @@ pub struct DataFile {
 
 #[derive(Debug)]
 enum Rows {
-    Text { bytes: Bytes, extents: Vec<Extent> },
+    Text { bytes: Bytes, extents: Vec<Extent>, lines: bool },
     Parquet(ParquetFile),
 }
 
@@ -45,13 +46,7 @@ impl DataFile {
         let path = path.as_ref();
         let rows = match ending(path).as_deref() {
             Some("jsonl" | "ndjson") => Self::lines(Bytes::open(path)?, path)?,
-            Some("json") => {
-                let mut bytes = Bytes::open(path)?;
-                match json::index(&mut bytes, path)? {
-                    json::Layout::Array(extents) => Rows::Text { bytes, extents },
-                    json::Layout::Lines => Self::lines(bytes, path)?,
-                }
-            }
+            Some("json") => Self::document(Bytes::open(path)?, path)?,
             Some("parquet") => Rows::Parquet(ParquetFile::open(path)?),
             other => {
                 // A file that is not there is the likelier mistake.
@@ -82,17 +77,20 @@ impl DataFile {
     /// If it is not an array of objects, nor one in `data`, nor JSON Lines.
     pub fn from_json(name: impl Into<PathBuf>, text: impl Into<Vec<u8>>) -> Result<Self> {
         let name = name.into();
-        let mut bytes = Bytes::Memory(text.into());
-        let rows = match json::index(&mut bytes, &name)? {
-            json::Layout::Array(extents) => Rows::Text { bytes, extents },
-            json::Layout::Lines => Self::lines(bytes, &name)?,
-        };
+        let rows = Self::document(Bytes::Memory(text.into()), &name)?;
         Ok(Self { path: Arc::new(name), rows })
     }
 
     fn lines(mut bytes: Bytes, path: &Path) -> Result<Rows> {
         let extents = jsonl::index(&mut bytes, path)?;
-        Ok(Rows::Text { bytes, extents })
+        Ok(Rows::Text { bytes, extents, lines: true })
+    }
+
+    fn document(mut bytes: Bytes, path: &Path) -> Result<Rows> {
+        match json::index(&mut bytes, path)? {
+            json::Layout::Array(extents) => Ok(Rows::Text { bytes, extents, lines: false }),
+            json::Layout::Lines => Self::lines(bytes, path),
+        }
     }
 
     /// The file's path, or the name it was given.
@@ -131,7 +129,7 @@ impl DataFile {
     pub fn row(&self, row: usize) -> Result<Map<String, Value>> {
         let origin = self.origin(row);
         let text = match &self.rows {
-            Rows::Text { bytes, extents } => {
+            Rows::Text { bytes, extents, .. } => {
                 let Some(extent) = extents.get(row) else {
                     return Err(Error::data(format!("no row {row} among `{}`", self.len()))
                         .in_file(&*self.path));
@@ -144,7 +142,8 @@ impl DataFile {
             }
             Rows::Parquet(file) => file.read(row)?,
         };
-        parse_object(&text).map_err(|error| error.at(&*origin.path, origin.line))
+        let lines = matches!(self.rows, Rows::Text { lines: true, .. });
+        parse_object(&text, lines).map_err(|error| error.at(&*origin.path, origin.line))
     }
 }
 
@@ -153,8 +152,8 @@ pub(super) fn ending(path: &Path) -> Option<String> {
     path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase())
 }
 
-/// Reads one JSON object.
-fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
+/// Reads one JSON object; `lines` tells whether it was a line of a file.
+fn parse_object(text: &[u8], lines: bool) -> Result<Map<String, Value>> {
     let text = std::str::from_utf8(text).map_err(|error| {
         Error::data(format!("not UTF-8: a wrong byte after `{}` good ones", error.valid_up_to()))
             .hint("save the file as UTF-8")
@@ -167,12 +166,14 @@ fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
             let message = error.to_string();
             let what = message.split(" at line ").next().unwrap_or_default();
             let wrong = Error::data(format!("not JSON: {what} at column {}", error.column()));
-            Err(if text.trim_start().starts_with('[') {
+            Err(if lines && text.trim_start().starts_with('[') {
                 wrong.hint("a JSON array of rows belongs in a file ending in `.json`")
             } else if text.contains("NaN") || text.contains("Infinity") {
                 wrong.hint("JSON has no NaN and no Infinity")
-            } else {
+            } else if lines {
                 wrong.hint("each line must be one whole JSON object")
+            } else {
+                wrong
             })
         }
     }

@@ -17,7 +17,7 @@ use parquet::schema::types::Type;
 use serde_json::Value;
 
 use super::bytes::{Bytes, Extent};
-use super::jsonl;
+use super::{footer, jsonl};
 use crate::{Error, Result};
 
 /// Rows of a file that is not bigger than this are believed without comparing them with its size.
@@ -30,6 +30,9 @@ pub(super) struct ParquetFile {
     /// Number of the first row of each row group, and the number of all rows.
     starts: Vec<usize>,
     groups: Vec<Mutex<Option<Arc<Vec<Extent>>>>>,
+    /// Held while a group is decoded: the parquet crate clones its file, and clones share one
+    /// place in it.
+    decoding: Mutex<()>,
     spill: Mutex<Option<Spill>>,
 }
 
@@ -50,9 +53,14 @@ impl ParquetFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         let size = file.metadata().map_err(|error| Error::io("open", path, error))?.len();
+        let wrong = |what: String| Error::data(format!("not a sound Parquet file: {what}"));
+        if let Some(bytes) =
+            read_footer(&file, size).map_err(|error| Error::io("read", path, error))?
+        {
+            footer::check(&bytes).map_err(|what| wrong(what).in_file(path))?;
+        }
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(|e| e.in_file(path))?;
         let metadata = reader.metadata();
-        let wrong = |what: String| Error::data(format!("not a sound Parquet file: {what}"));
         check_schema(metadata.file_metadata().schema(), 0)
             .map_err(|what| wrong(what).in_file(path))?;
         let mut starts = vec![0usize];
@@ -68,7 +76,8 @@ impl ParquetFile {
             return Err(wrong(format!("`{rows}` rows in `{size}` bytes")).in_file(path));
         }
         let groups = metadata.row_groups().iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { path: path.to_path_buf(), reader, starts, groups, spill: Mutex::new(None) })
+        let (path, decoding) = (path.to_path_buf(), Mutex::new(()));
+        Ok(Self { path, reader, starts, groups, decoding, spill: Mutex::new(None) })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -107,6 +116,7 @@ impl ParquetFile {
         let count = self.starts[group + 1] - first;
         let mut text = Vec::new();
         let mut rows = Vec::new();
+        let one_at_a_time = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
         guarded(|| {
             let reader = self.reader.get_row_group(group)?;
             for row in RowIter::from_row_group(None, reader.as_ref())? {
@@ -120,6 +130,7 @@ impl ParquetFile {
             Ok(())
         })
         .map_err(|error| error.at(&self.path, first + rows.len() + 1))?;
+        drop(one_at_a_time);
         if rows.len() != count {
             let what = format!("row group {group} holds `{}` of `{count}` rows", rows.len());
             return Err(
@@ -154,6 +165,19 @@ impl ParquetFile {
         spill.file.write_all(text).map_err(full)?;
         spill.end += text.len() as u64;
         Ok(base)
+    }
+}
+
+/// The bytes of the footer: its length and `PAR1` are the last eight bytes. `None` where there is
+/// none, which the parquet crate has words for.
+fn read_footer(file: &File, size: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let bytes = Bytes::File(file.try_clone()?);
+    let Some(end) = size.checked_sub(8) else { return Ok(None) };
+    let tail = bytes.read(end, 8)?;
+    let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    match end.checked_sub(u64::from(length)) {
+        Some(start) if &tail[4..] == b"PAR1" => bytes.read(start, length as usize).map(Some),
+        _ => Ok(None),
     }
 }
 

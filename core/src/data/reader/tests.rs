@@ -124,24 +124,40 @@ pub(crate) fn write_parquet(path: &Path, groups: &[usize]) {
 fn parquet_rows_are_read_in_any_order_by_several_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
-    write_parquet(&path, &[5, 1, 8]);
-    let file = DataFile::open(&path).unwrap();
-    assert_eq!(file.len(), 14);
-    assert_eq!(file.origin(13).line, 14);
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let file = &file;
-            scope.spawn(move || {
-                for step in 0..28 {
-                    let row = (step * 5 + thread * 3) % 14;
-                    let expected = serde_json::json!({"text": format!("text {row}"), "messages": [
-                        {"role": "user", "content": format!("turn 0 of {row}")},
-                        {"role": "assistant", "content": format!("turn 1 of {row}")}]});
-                    assert_eq!(Value::Object(file.row(row).unwrap()), expected);
-                }
-            });
-        }
-    });
+    write_parquet(&path, &[5, 1, 8, 40, 60, 80, 100, 120]);
+    // Fresh files, so that the threads meet while row groups are being decoded.
+    for _ in 0..10 {
+        let file = DataFile::open(&path).unwrap();
+        let rows = file.len();
+        assert_eq!((rows, file.origin(13).line), (414, 14));
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let file = &file;
+                scope.spawn(move || {
+                    for step in 0..rows {
+                        let row = (step * 5 + thread * 51) % rows;
+                        let expected = serde_json::json!({"text": format!("text {row}"), "messages": [
+                            {"role": "user", "content": format!("turn 0 of {row}")},
+                            {"role": "assistant", "content": format!("turn 1 of {row}")}]});
+                        assert_eq!(Value::Object(file.row(row).unwrap()), expected);
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_parquet_file_of_pyarrow_holds_the_rows_that_python_reads() {
+    // Written by oracle/parquet_rows.py.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../oracle/golden/data");
+    let parquet = DataFile::open(folder.join("rows.parquet")).unwrap();
+    let lines = DataFile::open(folder.join("rows.jsonl")).unwrap();
+    assert_eq!((parquet.len(), lines.len()), (12, 12));
+    for row in (0..12).rev() {
+        let (got, expected) = (parquet.row(row).unwrap(), lines.row(row).unwrap());
+        assert_eq!(Value::Object(got), Value::Object(expected), "row {row}");
+    }
 }
 
 #[test]

@@ -64,6 +64,20 @@ pub struct AdapterConfig {
     pub base_model: Option<String>,
 }
 
+impl Default for AdapterConfig {
+    /// Rank 16, alpha 32 on all linear layers.
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            target_modules: TargetModules::AllLinear,
+            use_rslora: false,
+            dropout: 0.0,
+            base_model: None,
+        }
+    }
+}
+
 impl AdapterConfig {
     /// By what the product of the factors is multiplied.
     pub fn scaling(&self) -> f64 {

@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::super::Context;
 use super::super::matmul::{Into, Mat, MatMut, serial};
 use super::super::simd::{exp, max, sum, vectorize};
 use super::super::slices::{self, Shared};
-use super::super::Context;
 use super::{Saved, Shape, chain};
 use crate::Result;
 use crate::data::batch::Span;

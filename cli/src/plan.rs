@@ -1,0 +1,48 @@
+//! `halter plan`: predicts memory and time of a run without running it.
+
+use std::io::Write;
+
+use halter_core::memory::plan::gigabytes;
+use halter_sft::recipe::Prepared;
+use serde_json::json;
+
+use crate::sft::Options;
+use crate::{Context, progress};
+
+/// Predict peak memory and time of a fine-tuning run
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let mut progress = progress::to_stderr();
+    let prepared = Prepared::new(&args.options.resolve()?, progress.as_mut())?;
+    prepared.introduce(progress.as_mut());
+    let plan = &prepared.plan;
+    if !context.json {
+        let mut out = std::io::stdout().lock();
+        for (name, bytes) in &plan.parts {
+            writeln!(out, "{name:<24}{:>10}", gigabytes(*bytes))?;
+        }
+        writeln!(out, "{:<24}{:>10}", "peak", gigabytes(plan.peak_bytes()))?;
+        if let Some(available) = plan.available {
+            writeln!(out, "{:<24}{:>10}", "available", gigabytes(available))?;
+        }
+        writeln!(out, "{:<24}{:>8.2} s", "step", plan.seconds_per_step)?;
+        let hours = plan.seconds_per_step * prepared.total_steps as f64 / 3600.0;
+        writeln!(out, "{:<24}{hours:>8.2} h", format!("{} steps", prepared.total_steps))?;
+    }
+    context.print_json(&json!({
+        "steps": prepared.total_steps,
+        "seconds_per_step": plan.seconds_per_step,
+        "peak_bytes": plan.peak_bytes(),
+        "available_bytes": plan.available,
+        "microbatch_tokens": plan.microbatch_tokens,
+        "keep_blocks": plan.keep_blocks,
+        "parts": plan.parts.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect::<Vec<_>>(),
+    }))?;
+    Ok(plan.check()?)
+}

@@ -1,0 +1,311 @@
+//! `halter sft`: supervised fine-tuning.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use halter_core::text::encode::Overlong;
+use halter_core::text::mask::MaskPolicy;
+use halter_core::train::run_dir::{RunDir, RunFiles, Start};
+use halter_core::train::schedule::Decay;
+use halter_sft::config::SftConfig;
+use halter_sft::recipe::{self, Prepared};
+use serde_json::json;
+
+use crate::{Context, interrupt, progress};
+
+/// Fine-tune a model on conversations, prompts with completions, or text
+///
+/// With no --model and no --data, the bundled tiny model is trained on the bundled problems.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Go on after the newest checkpoint of --output
+    #[arg(long, alias = "resume_from_checkpoint")]
+    resume: bool,
+    /// Plan and check everything, train nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What decides a run; the same for `sft` and `plan`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Options {
+    /// Recipe file (TOML); flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Model: a directory in Hugging Face's layout, a .gguf file, or a hub id
+    #[arg(long, alias = "model_name_or_path", help_heading = "Model and data")]
+    model: Option<String>,
+    /// Branch, tag or commit on the hub
+    #[arg(long, help_heading = "Model and data")]
+    revision: Option<String>,
+    /// Fresh weights from this config.json instead of a model
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    init_from: Option<PathBuf>,
+    /// Directory of the tokenizer that goes with --init-from
+    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    tokenizer: Option<PathBuf>,
+    /// PEFT adapter to go on from
+    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    adapter: Option<PathBuf>,
+    /// Data set: file, directory or hub id, with an optional :weight; repeatable
+    #[arg(long, value_name = "DATA[:WEIGHT]", help_heading = "Model and data")]
+    data: Vec<String>,
+    /// Format of the rows, where it is not to be detected
+    #[arg(long, help_heading = "Model and data")]
+    format: Option<String>,
+    /// Held-out data; repeatable
+    #[arg(long, value_name = "DATA", help_heading = "Evaluation")]
+    eval_data: Vec<String>,
+    /// Evaluate every N steps (0: before and after training)
+    #[arg(long, alias = "eval_steps", value_name = "N", help_heading = "Evaluation")]
+    eval_every: Option<u64>,
+    /// Answer this many held-out prompts before and after training, and verify the answers
+    #[arg(long, value_name = "ROWS", help_heading = "Evaluation")]
+    eval_generate: Option<usize>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    max_new_tokens: Option<usize>,
+    /// Run directory
+    #[arg(long, alias = "output_dir", value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// cpu, cuda or cuda:N
+    #[arg(long)]
+    device: Option<String>,
+    /// Seed of data order, fresh weights and dropout
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// Steps in all, instead of --epochs
+    #[arg(long, alias = "max_steps", value_name = "N", help_heading = "Training")]
+    max_steps: Option<u64>,
+    /// Passes over the data
+    #[arg(long, alias = "num_train_epochs", value_name = "N", help_heading = "Training")]
+    epochs: Option<f64>,
+    /// Rows of one step
+    #[arg(
+        long,
+        alias = "per_device_train_batch_size",
+        value_name = "ROWS",
+        help_heading = "Training"
+    )]
+    batch_size: Option<usize>,
+    /// Most tokens that go through the model at once (0: chosen)
+    #[arg(long, value_name = "TOKENS", help_heading = "Training")]
+    microbatch_tokens: Option<usize>,
+    /// Most tokens of a row
+    #[arg(long, alias = "max_length", value_name = "TOKENS", help_heading = "Training")]
+    max_seq_len: Option<usize>,
+    /// What becomes of longer rows
+    #[arg(long, value_enum, help_heading = "Training")]
+    overlong: Option<OverlongArg>,
+    /// Which assistant turns are trained
+    #[arg(long, value_enum, help_heading = "Training")]
+    mask: Option<MaskArg>,
+    /// Train what the template puts after the end-of-turn token
+    #[arg(long, help_heading = "Training")]
+    train_on_trailing: bool,
+    /// In prompt/completion rows, train the prompt as well
+    #[arg(long, help_heading = "Training")]
+    train_on_prompt: bool,
+    /// Let special tokens written in the data become special tokens
+    #[arg(long, help_heading = "Training")]
+    allow_special_text: bool,
+    /// Keep the rows in their order
+    #[arg(long, help_heading = "Training")]
+    no_shuffle: bool,
+    /// Learning rate at its peak
+    #[arg(long, alias = "learning_rate", value_name = "RATE", help_heading = "Training")]
+    learning_rate: Option<f64>,
+    /// Decay of the learning rate
+    #[arg(long, alias = "lr_scheduler_type", value_enum, help_heading = "Training")]
+    schedule: Option<DecayArg>,
+    /// Share of the steps that warm up
+    #[arg(long, alias = "warmup_ratio", value_name = "SHARE", help_heading = "Training")]
+    warmup_ratio: Option<f64>,
+    /// AdamW's first beta
+    #[arg(long, alias = "adam_beta1", value_name = "BETA", help_heading = "Training")]
+    adam_beta1: Option<f64>,
+    /// AdamW's second beta
+    #[arg(long, alias = "adam_beta2", value_name = "BETA", help_heading = "Training")]
+    adam_beta2: Option<f64>,
+    /// AdamW's epsilon
+    #[arg(long, alias = "adam_epsilon", value_name = "EPS", help_heading = "Training")]
+    adam_epsilon: Option<f64>,
+    /// Decay of the matrices
+    #[arg(long, alias = "weight_decay", value_name = "DECAY", help_heading = "Training")]
+    weight_decay: Option<f64>,
+    /// Gradients are scaled down to this norm (0: never)
+    #[arg(long, alias = "max_grad_norm", value_name = "NORM", help_heading = "Training")]
+    max_grad_norm: Option<f64>,
+    /// Blocks that keep their activations (default: as memory allows)
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    keep_blocks: Option<usize>,
+
+    /// Train a LoRA adapter of this rank instead of the weights
+    #[arg(long, alias = "lora_r", value_name = "RANK", help_heading = "LoRA")]
+    lora_rank: Option<usize>,
+    /// LoRA's alpha
+    #[arg(long, alias = "lora_alpha", value_name = "ALPHA", help_heading = "LoRA")]
+    lora_alpha: Option<f64>,
+    /// Matrices that get an adapter (default: all linear layers)
+    #[arg(
+        long,
+        alias = "lora_target_modules",
+        value_delimiter = ',',
+        value_name = "NAMES",
+        help_heading = "LoRA"
+    )]
+    lora_target: Vec<String>,
+    /// Dropout of the adapter's input
+    #[arg(long, alias = "lora_dropout", value_name = "P", help_heading = "LoRA")]
+    lora_dropout: Option<f64>,
+    /// Scale by the root of the rank
+    #[arg(long, alias = "use_rslora", help_heading = "LoRA")]
+    use_rslora: bool,
+
+    /// Save a checkpoint every N steps (0: at the end and when interrupted)
+    #[arg(long, alias = "save_steps", value_name = "N", help_heading = "Run")]
+    save_every: Option<u64>,
+    /// Newest checkpoints that are kept (0: all)
+    #[arg(long, alias = "save_total_limit", value_name = "N", help_heading = "Run")]
+    keep_checkpoints: Option<usize>,
+    /// Type of the exported weights: f32, bf16 or f16
+    #[arg(long, value_name = "TYPE", help_heading = "Run")]
+    export_dtype: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OverlongArg {
+    Refuse,
+    Drop,
+    Truncate,
+    Split,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum MaskArg {
+    All,
+    Last,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DecayArg {
+    Linear,
+    Cosine,
+    Constant,
+}
+
+impl Options {
+    /// The configuration: defaults, then the recipe file, then flags.
+    pub fn resolve(self) -> anyhow::Result<SftConfig> {
+        let mut config = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the recipe `{}`", path.display()))?;
+                SftConfig::from_toml(&text, path)?
+            }
+            None => SftConfig::default(),
+        };
+        macro_rules! set {
+            ($($field:ident),*) => { $( if let Some(value) = self.$field { config.$field = value; } )* };
+        }
+        macro_rules! set_some {
+            ($($field:ident),*) => { $( if self.$field.is_some() { config.$field = self.$field; } )* };
+        }
+        set!(eval_every, eval_generate, max_new_tokens, output, device, seed, epochs, batch_size);
+        set!(microbatch_tokens, max_seq_len, learning_rate, warmup_ratio, adam_beta1, adam_beta2);
+        set!(adam_epsilon, weight_decay, max_grad_norm, lora_rank, lora_alpha, lora_dropout);
+        set!(save_every, keep_checkpoints, export_dtype);
+        set_some!(model, revision, init_from, tokenizer, adapter, format, max_steps, keep_blocks);
+        for (given, field) in [
+            (self.data, &mut config.data),
+            (self.eval_data, &mut config.eval_data),
+            (self.lora_target, &mut config.lora_target),
+        ] {
+            if !given.is_empty() {
+                *field = given;
+            }
+        }
+        if let Some(overlong) = self.overlong {
+            config.overlong = match overlong {
+                OverlongArg::Refuse => Overlong::Refuse,
+                OverlongArg::Drop => Overlong::Drop,
+                OverlongArg::Truncate => Overlong::Truncate,
+                OverlongArg::Split => Overlong::Split,
+            };
+        }
+        if let Some(mask) = self.mask {
+            config.mask = match mask {
+                MaskArg::All => MaskPolicy::All,
+                MaskArg::Last => MaskPolicy::Last,
+            };
+        }
+        if let Some(schedule) = self.schedule {
+            config.schedule = match schedule {
+                DecayArg::Linear => Decay::Linear,
+                DecayArg::Cosine => Decay::Cosine,
+                DecayArg::Constant => Decay::Constant,
+            };
+        }
+        config.train_on_trailing |= self.train_on_trailing;
+        config.completion_only_loss &= !self.train_on_prompt;
+        config.allow_special_text |= self.allow_special_text;
+        config.shuffle &= !self.no_shuffle;
+        config.use_rslora |= self.use_rslora;
+        Ok(config)
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let mut progress = progress::to_stderr();
+    let start = if args.resume { Start::Resume } else { Start::Fresh };
+    let config = match start {
+        Start::Fresh => args.options.resolve()?,
+        Start::Resume => resumed_config(args.options)?,
+    };
+    RunDir::check(&config.output, start)?;
+    let interrupt = interrupt::on_ctrl_c()?;
+    let prepared = Prepared::new(&config, progress.as_mut())?;
+    prepared.introduce(progress.as_mut());
+    if args.dry_run {
+        prepared.plan.check()?;
+        return context.print_json(&json!({
+            "steps": prepared.total_steps,
+            "predicted_memory": prepared.plan.peak_bytes(),
+            "seconds_per_step": prepared.plan.seconds_per_step,
+        }));
+    }
+    let outcome = recipe::run(prepared, start, progress.as_mut(), &interrupt)?;
+    context.print_json(&outcome)
+}
+
+/// A resumed run has the configuration that it began with; only how long it goes on, and what is
+/// kept of it, may change.
+fn resumed_config(options: Options) -> anyhow::Result<SftConfig> {
+    let output = options.clone().resolve()?.output;
+    let path = RunFiles::open(&output)?.config();
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read `{}`", path.display()))?;
+    let mut config = SftConfig::from_toml(&text, &path)?;
+    config.output = output;
+    let began_with = config.clone();
+    let wanted = Options { config: Some(path), ..options }.resolve()?;
+    config.save_every = wanted.save_every;
+    config.keep_checkpoints = wanted.keep_checkpoints;
+    config.device.clone_from(&wanted.device);
+    anyhow::ensure!(
+        SftConfig { output: began_with.output.clone(), ..wanted } == SftConfig {
+            save_every: config.save_every,
+            keep_checkpoints: config.keep_checkpoints,
+            device: config.device.clone(),
+            ..began_with
+        },
+        halter_core::Error::config("the options are not those the run began with")
+            .hint("with `--resume`, give `--output` alone; the rest is in its `config.toml`")
+    );
+    Ok(config)
+}

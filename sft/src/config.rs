@@ -1,0 +1,301 @@
+//! Everything that decides a run of supervised fine-tuning.
+
+use std::path::PathBuf;
+
+use halter_core::model::weights::adapter::{AdapterConfig, TargetModules};
+use halter_core::text::encode::Overlong;
+use halter_core::text::mask::MaskPolicy;
+use halter_core::train::optimizer::AdamWConfig;
+use halter_core::train::schedule::Decay;
+use halter_core::train::source::SourceSpec;
+use halter_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The configuration of a run; `config.toml` in its directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SftConfig {
+    /// Model: directory, `.gguf` file, hub id, or `bundled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Revision on the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// A `config.json` for fresh weights instead of a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+    /// Directory of the tokenizer that goes with `init_from`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// A PEFT adapter to go on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// Data sets, `PATH[:weight]`.
+    pub data: Vec<String>,
+    /// Format of the rows; detected where it is not stated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Data sets of the evaluation.
+    pub eval_data: Vec<String>,
+    /// Evaluate after this many steps; 0: before and after training only.
+    pub eval_every: u64,
+    /// Rows of the evaluation data that are answered (greedily) before and after training.
+    pub eval_generate: usize,
+    /// Most tokens of such an answer.
+    pub max_new_tokens: usize,
+    /// Run directory.
+    pub output: PathBuf,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Seed of the order of the data, of fresh weights and of dropout.
+    pub seed: u64,
+
+    /// Steps in all; from `epochs` where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Rows of one step.
+    pub batch_size: usize,
+    /// Most tokens that go through the model at once; chosen from the model's size where 0.
+    pub microbatch_tokens: usize,
+    /// Most tokens of a row.
+    pub max_seq_len: usize,
+    /// What becomes of longer rows.
+    pub overlong: Overlong,
+    /// Which assistant turns are trained.
+    pub mask: MaskPolicy,
+    /// Train what the template puts after the end-of-turn token as well.
+    pub train_on_trailing: bool,
+    /// In prompt/completion rows, train the completion only.
+    pub completion_only_loss: bool,
+    /// Let special tokens that stand as text in a conversation become special tokens.
+    pub allow_special_text: bool,
+    /// Shuffle the rows of every epoch.
+    pub shuffle: bool,
+
+    /// Learning rate at its peak.
+    pub learning_rate: f64,
+    /// Decay of the learning rate.
+    pub schedule: Decay,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// AdamW's decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Decay of the weights' matrices.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub max_grad_norm: f64,
+
+    /// Rank of LoRA; 0 trains all weights.
+    pub lora_rank: usize,
+    /// LoRA's alpha.
+    pub lora_alpha: f64,
+    /// Matrices that get an adapter; all linear layers where empty.
+    pub lora_target: Vec<String>,
+    /// Dropout of LoRA's input.
+    pub lora_dropout: f64,
+    /// Scale by the root of the rank.
+    pub use_rslora: bool,
+
+    /// Blocks that keep their activations rather than computing them again; the planner's choice
+    /// where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_blocks: Option<usize>,
+    /// Save a checkpoint after this many steps; 0: at the end and when interrupted only.
+    pub save_every: u64,
+    /// Newest checkpoints that are kept; 0: all.
+    pub keep_checkpoints: usize,
+    /// Type of the exported weights: `f32`, `bf16` or `f16`.
+    pub export_dtype: String,
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        let adam = AdamWConfig::default();
+        Self {
+            model: None,
+            revision: None,
+            init_from: None,
+            tokenizer: None,
+            adapter: None,
+            data: Vec::new(),
+            format: None,
+            eval_data: Vec::new(),
+            eval_every: 0,
+            eval_generate: 0,
+            max_new_tokens: 256,
+            output: PathBuf::from("runs/sft"),
+            device: "cpu".into(),
+            seed: 0,
+            max_steps: None,
+            epochs: 1.0,
+            batch_size: 8,
+            microbatch_tokens: 0,
+            max_seq_len: 1024,
+            overlong: Overlong::Refuse,
+            mask: MaskPolicy::All,
+            train_on_trailing: false,
+            completion_only_loss: true,
+            allow_special_text: false,
+            shuffle: true,
+            learning_rate: 2e-5,
+            schedule: Decay::Linear,
+            warmup_ratio: 0.0,
+            adam_beta1: adam.beta1,
+            adam_beta2: adam.beta2,
+            adam_epsilon: adam.eps,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            lora_rank: 0,
+            lora_alpha: 32.0,
+            lora_target: Vec::new(),
+            lora_dropout: 0.0,
+            use_rslora: false,
+            keep_blocks: None,
+            save_every: 0,
+            keep_checkpoints: 2,
+            export_dtype: "f32".into(),
+        }
+    }
+}
+
+impl SftConfig {
+    /// Reads a configuration; keys it does not know are refused.
+    ///
+    /// # Errors
+    /// Text that is not TOML, an unknown key, a value of the wrong type.
+    pub fn from_toml(text: &str, path: &std::path::Path) -> Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let message = Error::config(error.message().replace('\n', " "));
+            match line {
+                Some(line) => message.at(path, line),
+                None => message.in_file(path),
+            }
+        })
+    }
+
+    /// The configuration as `config.toml`.
+    ///
+    /// # Errors
+    /// Never for values that [`Self::validate`] lets pass.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|error| Error::config("the configuration cannot be written").because(error))
+    }
+
+    /// Checks every value that can be checked without looking at a file.
+    ///
+    /// # Errors
+    /// Names the first value that cannot be used.
+    pub fn validate(&self) -> Result<()> {
+        let positive = [
+            ("batch-size", self.batch_size as f64),
+            ("max-seq-len", self.max_seq_len as f64),
+            ("max-new-tokens", self.max_new_tokens as f64),
+            ("learning-rate", self.learning_rate),
+            ("adam-epsilon", self.adam_epsilon),
+        ];
+        for (name, value) in positive {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(Error::config(format!("`{name}` is `{value}`: expected above zero")));
+            }
+        }
+        if self.max_steps.is_none() && !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            let message = format!("`epochs` is `{}`: expected above zero", self.epochs);
+            return Err(Error::config(message));
+        }
+        if self.max_steps == Some(0) {
+            return Err(Error::config("`max-steps` is `0`: expected at least 1"));
+        }
+        for (name, value) in [("adam-beta1", self.adam_beta1), ("adam-beta2", self.adam_beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::config(format!("`{name}` is `{value}`: expected in [0, 1)")));
+            }
+        }
+        if !(0.0..=1.0).contains(&self.warmup_ratio) {
+            let message = format!("`warmup-ratio` is `{}`: expected in [0, 1]", self.warmup_ratio);
+            return Err(Error::config(message));
+        }
+        for (name, value) in
+            [("weight-decay", self.weight_decay), ("max-grad-norm", self.max_grad_norm)]
+        {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Error::config(format!("`{name}` is `{value}`: expected 0 or more")));
+            }
+        }
+        if self.data.is_empty() {
+            return Err(Error::config("no data: expected at least one `--data`"));
+        }
+        if self.adapter.is_some() && self.lora_rank > 0 {
+            return Err(Error::config("both `adapter` and `lora-rank` are given")
+                .hint("an adapter has its rank already; leave out `--lora-rank`"));
+        }
+        if self.lora_rank > 0 {
+            self.adapter_config().validate()?;
+        }
+        self.dtype().map(drop)
+    }
+
+    /// Type of the exported weights.
+    ///
+    /// # Errors
+    /// An unknown name.
+    pub fn dtype(&self) -> Result<candle_core::DType> {
+        match self.export_dtype.as_str() {
+            "f32" => Ok(candle_core::DType::F32),
+            "bf16" => Ok(candle_core::DType::BF16),
+            "f16" => Ok(candle_core::DType::F16),
+            other => Err(Error::config(format!(
+                "unknown `export-dtype` `{other}`: expected `f32`, `bf16` or `f16`"
+            ))),
+        }
+    }
+
+    /// The adapter of a run with `lora_rank` above zero.
+    pub fn adapter_config(&self) -> AdapterConfig {
+        AdapterConfig {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            target_modules: match self.lora_target.as_slice() {
+                [] => TargetModules::AllLinear,
+                [all] if all == "all-linear" => TargetModules::AllLinear,
+                names => TargetModules::Named(names.to_vec()),
+            },
+            use_rslora: self.use_rslora,
+            dropout: self.lora_dropout,
+            base_model: self.model.clone(),
+        }
+    }
+
+    /// Whether an adapter is trained rather than the weights.
+    pub fn is_lora(&self) -> bool {
+        self.lora_rank > 0 || self.adapter.is_some()
+    }
+
+    /// The optimizer's constants.
+    pub fn adam(&self) -> AdamWConfig {
+        AdamWConfig {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+
+    /// What the run starts from.
+    pub fn source(&self) -> SourceSpec {
+        SourceSpec {
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            init_from: self.init_from.clone(),
+            tokenizer: self.tokenizer.clone(),
+            template_args: serde_json::Map::new(),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Rows for the steps and for the evaluation.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use halter_core::data::dataset::{DataOptions, DataSpec, Dataset};
+use halter_core::data::encoded::Encoded as Fate;
+use halter_core::data::format::Format;
+use halter_core::data::mixture::{Cursor, Mixture};
+use halter_core::data::record::{Origin, Record, Row};
+use halter_core::data::stream::{RowStream, StreamOptions};
+use halter_core::text::encode::{EncodeOptions, Outcome, Prompt, completion_prompt, encode_sft};
+use halter_core::text::template::ChatTemplate;
+use halter_core::text::tokenizer::Tokenizer;
+use halter_core::train::source::Source;
+use halter_core::Result;
+
+use crate::config::SftConfig;
+
+/// The rows of a record, and whether some of them train on a context that generation would not
+/// give.
+pub type EncodedRows = Fate<Vec<Row>>;
+
+/// Turns records into rows; shared by the threads of the stream.
+#[derive(Clone)]
+pub struct Encoder {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+    options: EncodeOptions,
+}
+
+impl Encoder {
+    /// The encoder of a run.
+    pub fn new(config: &SftConfig, source: &Source) -> Self {
+        Self {
+            tokenizer: Arc::new(source.tokenizer.clone()),
+            template: source.template.clone(),
+            options: EncodeOptions {
+                max_seq_len: Some(config.max_seq_len),
+                overlong: config.overlong,
+                mask: config.mask,
+                train_on_trailing: config.train_on_trailing,
+                completion_only_loss: config.completion_only_loss,
+                allow_special_text: config.allow_special_text,
+                vocab_size: Some(source.config.vocab_size),
+            },
+        }
+    }
+
+    /// What becomes of a record.
+    ///
+    /// # Errors
+    /// A record that would train wrongly, with its place.
+    pub fn encode(&self, origin: &Origin, record: &Record) -> Result<EncodedRows> {
+        let outcome =
+            encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
+                .map_err(|error| error.at(origin.path.as_path(), origin.line))?;
+        let row = |encoded: halter_core::text::encode::Encoded| Row {
+            origin: origin.clone(),
+            input_ids: encoded.input_ids,
+            completion_mask: encoded.completion_mask,
+        };
+        Ok(match outcome {
+            Outcome::Kept(encoded) => Fate::Kept(vec![row(encoded)]),
+            Outcome::Cut { rows, num_tokens, .. } => Fate::Cut {
+                kept: rows.into_iter().map(row).collect(),
+                reason: "longer than max-seq-len".into(),
+                tokens: num_tokens,
+            },
+            Outcome::Dropped { reason, num_tokens } => Fate::Dropped { reason, tokens: num_tokens },
+        })
+    }
+
+    /// The prompt of a record, for generation; `None` where it has none.
+    pub fn prompt(&self, record: &Record) -> Option<Prompt> {
+        completion_prompt(record, &self.tokenizer, self.template.as_deref()).ok()
+    }
+}
+
+/// Data sets that were opened.
+#[derive(Debug)]
+pub struct Data {
+    /// The data sets.
+    pub sets: Arc<Vec<Dataset>>,
+    /// Their order.
+    pub mixture: Mixture,
+}
+
+impl Data {
+    /// Opens the data sets that `specs` name.
+    ///
+    /// # Errors
+    /// One that cannot be read, or whose format is not known.
+    pub fn open(specs: &[String], config: &SftConfig, shuffle: bool) -> Result<Self> {
+        let format = config.format.as_deref().map(Format::from_str).transpose()?;
+        let options = DataOptions { format, ..DataOptions::default() };
+        let specs = specs.iter().map(|s| DataSpec::from_str(s)).collect::<Result<Vec<_>>>()?;
+        let sets = specs
+            .iter()
+            .map(|spec| Dataset::open(&spec.path, &options))
+            .collect::<Result<Vec<_>>>()?;
+        let parts: Vec<(usize, f64)> =
+            sets.iter().zip(&specs).map(|(set, spec)| (set.len(), spec.weight)).collect();
+        let mixture = Mixture::new(&parts, config.seed, shuffle)?;
+        Ok(Self { sets: Arc::new(sets), mixture })
+    }
+
+    /// Rows from `cursor` on, encoded in the background.
+    ///
+    /// # Errors
+    /// A cursor of other data.
+    pub fn stream(
+        &self,
+        cursor: Cursor,
+        epochs: Option<u64>,
+        encoder: &Encoder,
+    ) -> Result<RowStream<EncodedRows>> {
+        let order = self.mixture.rows_from(cursor, epochs)?;
+        let encoder = encoder.clone();
+        let encode = move |origin: &Origin, record: Record| encoder.encode(origin, &record);
+        RowStream::start(Arc::clone(&self.sets), order, encode, StreamOptions::default())
+    }
+
+    /// All records, in the order of their files.
+    ///
+    /// # Errors
+    /// A row that cannot be read.
+    pub fn records(&self) -> impl Iterator<Item = Result<(Origin, Record)>> {
+        self.sets.iter().flat_map(|set| {
+            (0..set.len()).map(|row| Ok((set.origin(row), set.record(row)?)))
+        })
+    }
+}

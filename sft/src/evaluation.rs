@@ -1,0 +1,124 @@
+//! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
+
+use halter_core::data::record::Row;
+use halter_core::generate::{Limits, greedy};
+use halter_core::model::Decoder;
+use halter_core::text::encode::Prompt;
+use halter_core::train::progress::{Progress, Unit};
+use halter_core::train::source::Source;
+use halter_core::verify;
+use halter_core::Result;
+
+use crate::config::SftConfig;
+use crate::data::{Data, Encoder};
+use crate::step::{self, Figures};
+
+/// Held-out rows, encoded once.
+#[derive(Debug, Default)]
+pub struct Evaluation {
+    rows: Vec<Row>,
+    prompts: Vec<Prompt>,
+}
+
+/// What the model said to the prompts.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    /// One completion per prompt.
+    pub completions: Vec<String>,
+    /// Whether each is right, where its reference has a final answer.
+    pub correct: Vec<Option<bool>>,
+}
+
+impl Answers {
+    /// Right ones and those that could be verified.
+    pub fn score(&self) -> (usize, usize) {
+        let verified = self.correct.iter().flatten();
+        (verified.clone().filter(|&&correct| correct).count(), verified.count())
+    }
+
+    /// Share of right answers; `None` where none could be verified.
+    pub fn accuracy(&self) -> Option<f64> {
+        let (right, verified) = self.score();
+        (verified > 0).then(|| right as f64 / verified as f64)
+    }
+}
+
+impl Evaluation {
+    /// Encodes the evaluation data.
+    ///
+    /// # Errors
+    /// A row that cannot be used: held-out rows are never dropped silently.
+    pub fn open(config: &SftConfig, encoder: &Encoder) -> Result<Self> {
+        let mut evaluation = Self::default();
+        if config.eval_data.is_empty() {
+            return Ok(evaluation);
+        }
+        for record in Data::open(&config.eval_data, config, false)?.records() {
+            let (origin, record) = record?;
+            if evaluation.prompts.len() < config.eval_generate {
+                evaluation.prompts.extend(encoder.prompt(&record));
+            }
+            evaluation.rows.extend(encoder.encode(&origin, &record)?.into_kept().into_iter().flatten());
+        }
+        Ok(evaluation)
+    }
+
+    /// Whether there is nothing to evaluate.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Rows of the evaluation.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Prompts that are answered.
+    pub fn prompts(&self) -> &[Prompt] {
+        &self.prompts
+    }
+
+    /// Loss and token accuracy.
+    ///
+    /// # Errors
+    /// A loss that is not finite.
+    pub fn loss(&self, model: &Decoder, microbatch_tokens: usize) -> Result<Figures> {
+        step::evaluate(model, &self.rows, microbatch_tokens)
+    }
+
+    /// Greedy answers to the prompts.
+    ///
+    /// # Errors
+    /// A prompt that the model cannot read.
+    pub fn answers(
+        &self,
+        model: &Decoder,
+        source: &Source,
+        config: &SftConfig,
+        progress: &mut dyn Progress,
+    ) -> Result<Answers> {
+        let tokenizer = &source.tokenizer;
+        let prompts: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.input_ids.clone()).collect();
+        let stop_tokens: Vec<u32> =
+            tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id).collect();
+        let limits = Limits { max_new_tokens: config.max_new_tokens, stop_tokens: &stop_tokens };
+        progress.begin("answering", prompts.len() as u64, Unit::Rows);
+        let completions = greedy(model, &prompts, limits, |done| progress.advance(done as u64, ""));
+        progress.finish();
+        let completions = completions?
+            .iter()
+            .map(|ids| tokenizer.decode(ids, true))
+            .collect::<Result<Vec<String>>>()?;
+        let correct = self
+            .prompts
+            .iter()
+            .zip(&completions)
+            .map(|(prompt, completion)| {
+                let reference = prompt.reference.as_deref()?;
+                verify::final_answer(reference)?;
+                Some(verify::is_correct(completion, reference))
+            })
+            .collect();
+        Ok(Answers { completions, correct })
+    }
+}

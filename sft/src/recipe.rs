@@ -1,0 +1,359 @@
+//! The recipe: supervised fine-tuning from configuration to verified export, read downward.
+//!
+//! Departures from "The Llama 3 Herd of Models", section 4.1.3: none in the loss (cross-entropy on
+//! the target tokens, prompt masked). Sources are weighted by the user, not by the paper's mix.
+
+use std::time::Instant;
+
+use halter_core::data::encoded::TokenCount;
+use halter_core::data::ledger::Ledger;
+use halter_core::data::record::Row;
+use halter_core::memory::plan::{Plan, PlanInput};
+use halter_core::model::param::Grads;
+use halter_core::model::{Base, Decoder};
+use halter_core::ops::dropout::hash;
+use halter_core::train::checkpoint::CheckpointStore;
+use halter_core::train::interrupt::Interrupt;
+use halter_core::train::metrics::{MetricsWriter, StepMetrics};
+use halter_core::train::optimizer::AdamW;
+use halter_core::train::progress::{Progress, Unit};
+use halter_core::train::run_dir::{RunDir, Start};
+use halter_core::train::schedule::Schedule;
+use halter_core::train::source::Source;
+use halter_core::train::tensorboard::TensorboardWriter;
+use halter_core::{Error, ErrorKind, Result, device};
+
+use crate::config::SftConfig;
+use crate::data::{Data, Encoder};
+use crate::evaluation::{Answers, Evaluation};
+use crate::finish::{self, Finished, Outcome};
+use crate::rows::RowFeed;
+use crate::state::State;
+use crate::step::{Figures, StepOptions, accumulate};
+
+/// Rows that are looked at to plan.
+const PLAN_ROWS: usize = 32;
+
+/// A run that is ready to begin: everything opened and checked, nothing written.
+pub struct Prepared {
+    config: SftConfig,
+    source: Source,
+    encoder: Encoder,
+    data: Data,
+    evaluation: Evaluation,
+    model: Decoder,
+    /// Memory and time.
+    pub plan: Plan,
+    /// Steps in all.
+    pub total_steps: u64,
+}
+
+impl Prepared {
+    /// Opens model and data, and plans.
+    ///
+    /// # Errors
+    /// Anything that would stop the run later.
+    pub fn new(config: &SftConfig, progress: &mut dyn Progress) -> Result<Self> {
+        config.validate()?;
+        let device = device::open(&config.device)?;
+        let mut source = Source::open(&config.source())?;
+        let data = Data::open(&config.data, config, config.shuffle)?;
+        for set in data.sets.iter() {
+            progress.note(&format!("data: {set}"));
+        }
+        let encoder = Encoder::new(config, &source);
+        let evaluation = Evaluation::open(config, &encoder)?;
+        let base = if config.is_lora() { Base::Frozen } else { Base::Trainable };
+        let mut model = source.decoder(base, &device, config.seed)?;
+        match &config.adapter {
+            Some(dir) => model.load_lora(&source.adapter(dir)?)?,
+            None if config.lora_rank > 0 => model.add_lora(&config.adapter_config(), config.seed)?,
+            None => model.train_where(|_| true)?,
+        }
+        let rows_per_epoch = data.mixture.rows_per_epoch() as f64;
+        let total_steps = config.max_steps.unwrap_or_else(|| {
+            (rows_per_epoch * config.epochs / config.batch_size as f64).ceil().max(1.0) as u64
+        });
+        let plan = plan(config, &data, &encoder, &model)?;
+        Ok(Self {
+            config: config.clone(),
+            source,
+            encoder,
+            data,
+            evaluation,
+            model,
+            plan,
+            total_steps,
+        })
+    }
+
+    /// The first lines of a run: what will be trained, on what, at what price.
+    pub fn introduce(&self, progress: &mut dyn Progress) {
+        use halter_core::memory::plan::gigabytes;
+        let count = |params: Vec<&halter_core::model::param::Param>| -> usize {
+            params.iter().map(|param| param.elem_count()).sum()
+        };
+        let (all, trained) = (count(self.model.params()), count(self.model.trained()));
+        progress.note(&format!(
+            "model: {} ({:.2} M parameters, {:.2} M trained)",
+            self.source.name.as_deref().unwrap_or("fresh weights"),
+            all as f64 / 1e6,
+            trained as f64 / 1e6
+        ));
+        let seconds = self.plan.seconds_per_step;
+        progress.note(&format!(
+            "plan: {} steps of {} rows, about {:.2} s each; peak memory about {}",
+            self.total_steps,
+            self.config.batch_size,
+            seconds,
+            gigabytes(self.plan.peak_bytes())
+        ));
+    }
+}
+
+fn plan(config: &SftConfig, data: &Data, encoder: &Encoder, model: &Decoder) -> Result<Plan> {
+    let (mut rows, mut tokens, mut trained) = (0usize, 0usize, 0usize);
+    for record in data.records().take(PLAN_ROWS) {
+        let (origin, record) = record?;
+        let kept = encoder.encode(&origin, &record)?.into_kept().unwrap_or_default();
+        rows += 1;
+        tokens += kept.tokens();
+        trained += kept.trained_tokens();
+    }
+    let mean = tokens as f64 / rows.max(1) as f64;
+    Ok(Plan::new(
+        model,
+        PlanInput {
+            microbatch_tokens: config.microbatch_tokens,
+            longest_row: config.max_seq_len,
+            tokens_per_step: mean * config.batch_size as f64,
+            trained_share: trained as f64 / tokens.max(1) as f64,
+            keep_blocks: config.keep_blocks,
+        },
+    ))
+}
+
+/// Runs a prepared run, or resumes it.
+///
+/// # Errors
+/// A row that would train wrongly, a loss or gradient that is not finite, a full disk; after the
+/// first checkpoint the run can be resumed from it. [`ErrorKind::Interrupted`] when the user asked
+/// to stop: a checkpoint was saved.
+pub fn run(
+    prepared: Prepared,
+    start: Start,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let Prepared { config, source, encoder, data, evaluation, model, plan, total_steps } = prepared;
+    plan.check()?;
+    let mut dir = RunDir::create(&config.output, start)?;
+    dir.notices().iter().for_each(|notice| progress.note(notice));
+
+    // The state of a fresh run, or that of the newest checkpoint.
+    let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
+    let mut optimizer = AdamW::new(config.adam(), model.trained())?;
+    let fingerprint = data.mixture.fingerprint();
+    let mut state = State { data: fingerprint.clone(), ..State::default() };
+    if start == Start::Resume {
+        let found = store.latest()?;
+        found.notices.iter().for_each(|notice| progress.note(notice));
+        if let Some(checkpoint) = found.checkpoint {
+            state = State::load(&checkpoint, &fingerprint, &model, &mut optimizer)?;
+            progress.note(&format!("resuming after step {}", state.step));
+        }
+    } else {
+        dir.write_config(&config.to_toml()?)?;
+    }
+    let resumed = state.step > 0;
+    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
+    notices.iter().for_each(|notice| progress.note(notice));
+    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
+    let ledger = match resumed {
+        true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
+        false => Ledger::create(dir.ledger())?,
+    };
+
+    // Before training.
+    if !resumed && !evaluation.is_empty() {
+        state.loss_before = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
+        let answers = evaluation.answers(&model, &source, &config, progress)?;
+        progress.note(&report_evaluation("before", state.loss_before, &answers));
+        state.answers_before =
+            answers.completions.into_iter().zip(answers.correct).collect();
+    }
+
+    // Training.
+    let schedule = Schedule {
+        peak: config.learning_rate,
+        decay: config.schedule,
+        warmup_steps: (config.warmup_ratio * total_steps as f64).ceil() as u64,
+        total_steps,
+    };
+    let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
+    let stream = data.stream(state.cursor, epochs, &encoder)?;
+    let mut feed = RowFeed::new(stream, ledger, state.cursor, state.rows_into_record);
+    let mut grads = model.grads()?;
+    let mut last_evaluation = None;
+    progress.begin("training", total_steps, Unit::Steps);
+    progress.advance(state.step, "");
+    while state.step < total_steps {
+        if interrupt.is_set() {
+            progress.finish();
+            feed.save_position(&mut state)?;
+            metrics.sync()?;
+            dir.keep();
+            state.save(&store, &model, &optimizer)?;
+            let message = format!("interrupted after step {}; checkpoint saved", state.step);
+            return Err(Error::new(ErrorKind::Interrupted, message)
+                .hint("run the same command with `--resume` to go on"));
+        }
+        let started = Instant::now();
+        let rows = feed.next_rows(config.batch_size)?;
+        if rows.is_empty() {
+            progress.note(&format!(
+                "the data ended after step {} of {total_steps}: rows were dropped",
+                state.step
+            ));
+            break;
+        }
+        let options = StepOptions {
+            microbatch_tokens: plan.microbatch_tokens,
+            keep_blocks: plan.keep_blocks,
+            dropout_seed: Some(hash(config.seed, state.step) & !0xffff),
+        };
+        grads.clear()?;
+        let figures = accumulate(&model, &rows, options, &grads)?;
+        let grad_norm = finite(grads.norm()?, "gradient norm", &rows)?;
+        let learning_rate = schedule.at(state.step);
+        check_gradients(&mut state, &model, &grads, schedule)?;
+        let clip = match config.max_grad_norm {
+            0.0 => 1.0,
+            most => (most / (grad_norm + 1e-6)).min(1.0),
+        };
+        optimizer.update(&model.trained(), &grads, learning_rate, clip)?;
+
+        state.step += 1;
+        let seconds = started.elapsed().as_secs_f64();
+        state.seconds += seconds;
+        state.tokens += figures.tokens as u64;
+        state.supervised_tokens += figures.supervised_tokens as u64;
+        let mut line = StepMetrics {
+            step: state.step,
+            epoch: feed.epochs(data.mixture.rows_per_epoch()),
+            loss: Some(figures.loss()),
+            grad_norm: Some(grad_norm),
+            learning_rate: Some(learning_rate),
+            num_tokens: Some(state.tokens),
+            supervised_tokens: Some(state.supervised_tokens),
+            tokens_per_second: Some(figures.tokens as f64 / seconds),
+            seconds: Some(seconds),
+            mean_token_accuracy: Some(figures.token_accuracy()),
+            ..StepMetrics::default()
+        };
+        let is_last = state.step == total_steps;
+        let due = config.eval_every > 0 && state.step.is_multiple_of(config.eval_every);
+        if !evaluation.is_empty() && (due || is_last) {
+            let held_out = evaluation.loss(&model, plan.microbatch_tokens)?;
+            line.extra.insert("eval/loss".into(), held_out.loss());
+            line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
+            last_evaluation = Some(held_out.loss());
+        }
+        metrics.write(&line)?;
+        tensorboard.write(&line)?;
+        dir.keep();
+        progress.advance(state.step, &describe(&figures, grad_norm, seconds));
+        if is_last || (config.save_every > 0 && state.step.is_multiple_of(config.save_every)) {
+            feed.save_position(&mut state)?;
+            metrics.sync()?;
+            state.save(&store, &model, &optimizer)?;
+        }
+    }
+    progress.finish();
+    feed.save_position(&mut state)?;
+    drop((feed, grads, optimizer));
+    model.context().pool().release();
+
+    // After training.
+    let mut answers = Answers::default();
+    if !evaluation.is_empty() {
+        if last_evaluation.is_none() {
+            last_evaluation = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
+        }
+        answers = evaluation.answers(&model, &source, &config, progress)?;
+        progress.note(&report_evaluation("after", last_evaluation, &answers));
+    }
+    finish::finish(
+        Finished {
+            config: &config,
+            source: &source,
+            data: &data,
+            evaluation: &evaluation,
+            model: &model,
+            plan: &plan,
+            state: &state,
+            loss_after: last_evaluation,
+            answers_after: answers,
+        },
+        &dir,
+        progress,
+    )
+}
+
+/// Every trained parameter must have a gradient once the first update has moved the model (LoRA's
+/// A has none before).
+fn check_gradients(
+    state: &mut State,
+    model: &Decoder,
+    grads: &Grads,
+    schedule: Schedule,
+) -> Result<()> {
+    let moved = state.step > 0 && schedule.at(state.step - 1) > 0.0;
+    if state.gradients_checked || !moved {
+        return Ok(());
+    }
+    for (param, norm) in model.trained().iter().zip(grads.squared_norms()?) {
+        if norm == 0.0 {
+            let message = format!("`{}` is trained but gets no gradient", param.name());
+            return Err(Error::new(ErrorKind::Numeric, message));
+        }
+    }
+    state.gradients_checked = true;
+    Ok(())
+}
+
+fn finite(value: f64, what: &str, rows: &[Row]) -> Result<f64> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    let places: Vec<String> = rows
+        .iter()
+        .take(4)
+        .map(|row| format!("{}:{}", row.origin.path.display(), row.origin.line))
+        .collect();
+    Err(Error::new(
+        ErrorKind::Numeric,
+        format!("the {what} is `{value}` in a step with the rows {}", places.join(", ")),
+    )
+    .hint("lower `--learning-rate`; the last checkpoint is intact"))
+}
+
+fn describe(figures: &Figures, grad_norm: f64, seconds: f64) -> String {
+    format!(
+        "loss {:.4} · grad norm {grad_norm:.3} · {:.0} tokens/s",
+        figures.loss(),
+        figures.tokens as f64 / seconds
+    )
+}
+
+fn report_evaluation(when: &str, loss: Option<f64>, answers: &Answers) -> String {
+    let mut line = format!("evaluation {when} training:");
+    if let Some(loss) = loss {
+        line += &format!(" loss {loss:.4}");
+    }
+    let (right, verified) = answers.score();
+    if let Some(accuracy) = answers.accuracy() {
+        line += &format!(", accuracy {:.1} % ({right} of {verified} answers)", 100.0 * accuracy);
+    }
+    line
+}

@@ -1,0 +1,85 @@
+//! The rows of the steps, taken from the stream, with the ledger kept.
+
+use std::collections::VecDeque;
+
+use halter_core::data::ledger::Ledger;
+use halter_core::data::mixture::Cursor;
+use halter_core::data::record::Row;
+use halter_core::data::stream::RowStream;
+use halter_core::Result;
+
+use crate::data::EncodedRows;
+use crate::state::State;
+
+/// Hands out rows in order and knows where a checkpoint would go on.
+pub struct RowFeed {
+    stream: RowStream<EncodedRows>,
+    ledger: Ledger,
+    /// Rows of the record at `cursor` that are still to be used.
+    waiting: VecDeque<Row>,
+    /// The record that `waiting` comes from, or the next one.
+    cursor: Cursor,
+    /// The record after it.
+    next: Cursor,
+    /// Rows of the record at `cursor` that were used.
+    used: usize,
+    /// Rows to pass over of the first record: they were used before the checkpoint.
+    skip: usize,
+}
+
+impl RowFeed {
+    /// Goes on at `cursor`, after `used` rows of its record.
+    pub fn new(
+        stream: RowStream<EncodedRows>,
+        ledger: Ledger,
+        cursor: Cursor,
+        used: usize,
+    ) -> Self {
+        Self { stream, ledger, waiting: VecDeque::new(), cursor, next: cursor, used: 0, skip: used }
+    }
+
+    /// The next `count` rows; fewer where the data ends.
+    ///
+    /// # Errors
+    /// A record that would train wrongly.
+    pub fn next_rows(&mut self, count: usize) -> Result<Vec<Row>> {
+        let mut rows = Vec::with_capacity(count);
+        while rows.len() < count {
+            if let Some(row) = self.waiting.pop_front() {
+                rows.push(row);
+                self.used += 1;
+                continue;
+            }
+            let Some(streamed) = self.stream.next() else { break };
+            let streamed = streamed?;
+            // A record of which rows were used before the checkpoint was noted then.
+            if self.skip == 0 {
+                self.ledger.note(&streamed.origin, &streamed.value)?;
+            }
+            (self.cursor, self.next) = (streamed.at, streamed.next);
+            self.used = self.skip;
+            self.waiting = streamed.value.into_kept().unwrap_or_default().into();
+            self.waiting.drain(..self.skip.min(self.waiting.len()));
+            self.skip = 0;
+        }
+        Ok(rows)
+    }
+
+    /// Epochs that are through.
+    pub fn epochs(&self, rows_per_epoch: u64) -> f64 {
+        self.next.epoch as f64 + self.next.position as f64 / rows_per_epoch.max(1) as f64
+    }
+
+    /// Notes in `state` where to go on, with the ledger on disk.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn save_position(&mut self, state: &mut State) -> Result<()> {
+        (state.cursor, state.rows_into_record) = match self.waiting.is_empty() {
+            true => (self.next, 0),
+            false => (self.cursor, self.used),
+        };
+        state.ledger = self.ledger.checkpoint()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! What a checkpoint of a run holds beside its tensors, and the way in and out.
+
+use halter_core::data::ledger::LedgerState;
+use halter_core::data::mixture::Cursor;
+use halter_core::model::Decoder;
+use halter_core::model::param::Param;
+use halter_core::train::checkpoint::{Checkpoint, CheckpointStore, Group};
+use halter_core::train::optimizer::AdamW;
+use halter_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Updates done.
+    pub step: u64,
+    /// Rows used.
+    pub cursor: Cursor,
+    /// Rows that were encoded from a record of which others were used before: only `split` makes
+    /// more rows than one of a record.
+    pub rows_into_record: usize,
+    /// What the order of the rows depends on.
+    pub data: String,
+    /// The ledger.
+    pub ledger: LedgerState,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Trained tokens.
+    pub supervised_tokens: u64,
+    /// Seconds spent in steps.
+    pub seconds: f64,
+    /// Whether every trained parameter has been seen to get a gradient.
+    pub gradients_checked: bool,
+    /// Evaluation loss before training.
+    pub loss_before: Option<f64>,
+    /// Answers before training: text, and whether right.
+    pub answers_before: Vec<(String, Option<bool>)>,
+}
+
+impl State {
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    /// A full disk; the checkpoints before are intact.
+    pub fn save(&self, store: &CheckpointStore, model: &Decoder, optimizer: &AdamW) -> Result<()> {
+        let trained = model.trained();
+        let weights = trained
+            .iter()
+            .filter_map(|param| Some((param.name().to_string(), param.dense()?.into())))
+            .collect();
+        let moments = optimizer
+            .tensors(&trained)
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.into()))
+            .collect();
+        let groups = [
+            Group { name: "weights", tensors: weights },
+            Group { name: "optimizer", tensors: moments },
+        ];
+        store.save(self.step, &groups, self).map(drop)
+    }
+
+    /// Puts a checkpoint's tensors into `model` and `optimizer`, and returns its state.
+    ///
+    /// # Errors
+    /// A checkpoint of another model or data.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        data: &str,
+        model: &Decoder,
+        optimizer: &mut AdamW,
+    ) -> Result<Self> {
+        let state: Self = checkpoint.state()?;
+        if state.data != data {
+            return Err(Error::data("the data is not what the checkpoint was made with")
+                .in_file(checkpoint.path())
+                .hint("resume with the same files, weights and seed"));
+        }
+        let device = model.device();
+        let trained: Vec<&Param> = model.trained();
+        let weights = checkpoint.tensors("weights", device)?;
+        let moments = checkpoint.tensors("optimizer", device)?;
+        let values = trained.iter().filter_map(|p| Some((p.name().to_string(), p.dense()?)));
+        let all = values.map(|(name, tensor)| (name, tensor, &weights)).chain(
+            optimizer.tensors(&trained).into_iter().map(|(name, tensor)| (name, tensor, &moments)),
+        );
+        for (name, tensor, saved) in all {
+            let saved = saved.get(&name).filter(|saved| saved.dims() == tensor.dims());
+            let saved = saved.ok_or_else(|| {
+                Error::model(format!("the checkpoint has no `{name}` of this model's shape"))
+                    .in_file(checkpoint.path())
+            })?;
+            tensor.slice_set(saved, 0, 0)?;
+        }
+        optimizer.set_steps(state.step);
+        Ok(state)
+    }
+}
