@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use crate::problem::{Problem, calculate};
 use crate::random::Random;
+use crate::templates::{PEOPLE, THINGS};
 
 /// Documents of plain text for pre-training.
-pub const NUM_PRETRAIN: usize = 40_000;
+pub const NUM_PRETRAIN: usize = 48_000;
 /// Conversations for supervised fine-tuning.
 pub const NUM_TRAIN: usize = 2_600;
 /// Conversations held out.
@@ -25,13 +26,15 @@ pub fn pretrain() -> Result<Vec<String>> {
     let mut documents = Vec::with_capacity(NUM_PRETRAIN);
     while documents.len() < NUM_PRETRAIN {
         let kind = random.below(100);
-        if kind < 30 {
-            documents.push(facts(&mut random));
-            continue;
-        }
-        let problem = Problem::draw(&mut random)?;
-        if !problem.is_held_out() {
-            documents.push(loose(&problem, kind, &mut random));
+        match kind {
+            0..30 => documents.push(facts(&mut random)),
+            30..40 => documents.push(recall(&mut random)),
+            _ => {
+                let problem = Problem::draw(&mut random)?;
+                if !problem.is_held_out() {
+                    documents.push(loose(&problem, kind, &mut random));
+                }
+            }
         }
     }
     Ok(documents)
@@ -42,32 +45,62 @@ fn loose(problem: &Problem, kind: usize, random: &mut Random) -> String {
     let (text, answer) = (problem.text(), problem.answer);
     let steps = random.pick(&problem.solutions).replace('\n', " ");
     match kind {
-        30..55 => format!("{} {steps}", problem.story).trim_start().to_string(),
-        55..75 => {
+        40..60 => format!("{} {steps}", problem.story).trim_start().to_string(),
+        60..78 => {
             let end = random.pick(&["So the answer is", "The answer is", "It is", "So it is"]);
             format!("{text} {steps} {end} {answer}.")
         }
-        75..85 => format!("Question: {text}\nAnswer: {steps} The answer is {answer}."),
-        85..92 => format!("Q: {text}\nA: {answer}"),
+        78..88 => format!("Question: {text}\nAnswer: {steps} The answer is {answer}."),
+        88..92 => format!("Q: {text}\nA: {answer}"),
         92..96 => format!("Question: {text}\nAnswer: {}\n#### {answer}", problem.solutions[0]),
         _ => format!("A user asks: {text} The assistant says: {steps}"),
     }
 }
 
-/// A few lines of plain arithmetic.
+/// Plain arithmetic; an equation is often followed by one that it implies.
 fn facts(random: &mut Random) -> String {
-    let mut lines = Vec::new();
-    while lines.len() < 10 {
-        let (left, right) = match random.below(4) {
+    let mut equations = Vec::new();
+    while equations.len() < 10 {
+        let (left, right) = match random.below(3) {
             0 => (random.between(2, 12), random.between(2, 12)),
-            _ => (random.between(1, 99), random.between(1, 99)),
+            _ => (random.between(1, 90), random.between(1, 90)),
         };
-        let sign = random.pick(&["+", "-", "*", "/"]);
-        if let Some(value) = calculate(left, sign, right) {
-            lines.push(format!("{left} {sign} {right} = {value}"));
+        let sign = *random.pick(&["+", "-", "*", "/"]);
+        let Some(value) = calculate(left, sign, right) else { continue };
+        equations.push(format!("{left} {sign} {right} = {value}"));
+        if random.chance(40) {
+            equations.push(match sign {
+                "+" => format!("{value} - {right} = {left}"),
+                "-" => format!("{right} + {value} = {left}"),
+                "*" => format!("{right} * {left} = {value}"),
+                _ => format!("{value} * {right} = {left}"),
+            });
         }
     }
-    lines.join(if random.chance(50) { "\n" } else { ", " })
+    equations.join(if random.chance(50) { "\n" } else { ", " })
+}
+
+/// Who has what, and then the same again in another order.
+fn recall(random: &mut Random) -> String {
+    let (first, kind) = (random.below(PEOPLE.len()), random.below(THINGS.len()));
+    let mut owned: Vec<(&str, i64, &str)> = (0..3)
+        .map(|index| {
+            let (name, _) = PEOPLE[(first + 7 * index) % PEOPLE.len()];
+            (name, random.between(2, 99), THINGS[(kind + 3 * index) % THINGS.len()].1)
+        })
+        .collect();
+    let mut told = String::new();
+    for (name, count, things) in &owned {
+        told += &format!("{name} has {count} {things}. ");
+    }
+    owned.rotate_left(random.between(1, 2) as usize);
+    for (name, count, things) in owned {
+        told += &match random.below(2) {
+            0 => format!("How many {things} does {name} have? {name} has {count} {things}. "),
+            _ => format!("The {count} {things} are what {name} has. "),
+        };
+    }
+    told.trim_end().to_string()
 }
 
 /// Conversations to train on.

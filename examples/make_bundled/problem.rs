@@ -99,7 +99,6 @@ impl Filler {
             ("M", PEOPLE[second].0),
             ("he", if he { "he" } else { "she" }),
             ("He", if he { "He" } else { "She" }),
-            ("his", if he { "his" } else { "her" }),
             ("thing", THINGS[thing].0),
             ("things", THINGS[thing].1),
             ("other", THINGS[other].0),

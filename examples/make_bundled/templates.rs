@@ -1,6 +1,6 @@
 //! The problems: what is asked, in several wordings, and how it is worked out, in several wordings.
 //!
-//! `{N}` and `{M}` are two people, `{he}`, `{He}` and `{his}` stand for the first; `{things}` and
+//! `{N}` and `{M}` are two people, `{he}` and `{He}` stand for the first; `{things}` and
 //! `{others}` are two kinds of object, `{thing}` and `{other}` one of each; `{a}` … `{d}` are drawn
 //! from `ranges`; `[a + b = x]` is worked out, written in digits, and binds `x`. The value of the
 //! last one is the answer.
@@ -310,7 +310,7 @@ pub const TEMPLATES: [Template; 24] = [
         questions: &[
             "{N} saves {a} dollars a week for {b} weeks. Then {he} spends {c} dollars. How many dollars \
              does {N} have left?",
-            "{N} works {b} hours and gets {a} dollars an hour. {He} pays {c} dollars for a {thing}. How \
+            "{N} works {b} hours and gets {a} dollars an hour. {He} pays {c} dollars for one {thing}. How \
              many dollars are left?",
         ],
         solutions: &[
@@ -338,7 +338,7 @@ pub const TEMPLATES: [Template; 24] = [
         questions: &[
             "{N} buys {a} {things} for {b} dollars each and one {other} for {c} dollars. {He} pays with \
              {d} dollars. How many dollars does {he} get back?",
-            "{N} has {d} dollars. {He} buys {a} {things} for {b} dollars each and a {other} for {c} \
+            "{N} has {d} dollars. {He} buys {a} {things} for {b} dollars each and one {other} for {c} \
              dollars. How many dollars are left?",
         ],
         solutions: &[
@@ -368,6 +368,8 @@ pub const TEMPLATES: [Template; 24] = [
         questions: &[
             "{N} gets {a} dollars an hour. {He} works {b} hours on Monday and {c} hours on Friday, and \
              spends {d} dollars. How many dollars are left?",
+            "{N} works {b} hours in the morning and {c} hours in the evening for {a} dollars an hour. \
+             Then {he} spends {d} dollars. How many dollars are left?",
         ],
         solutions: &[
             "{N} works [b + c = x] hours.\n{N} gets [a * x = y] dollars.\nThere are [y - d = z] dollars \
@@ -376,10 +378,10 @@ pub const TEMPLATES: [Template; 24] = [
         ],
     },
     Template {
-        name: "garden",
+        name: "rows-share",
         ranges: &[(2, 12), (2, 12), HALF, SMALL],
         questions: &[
-            "A garden has {a} rows of {b} {things}. {N} takes away {c} of them and puts the others in {d} \
+            "{N} has {a} rows of {b} {things}. {He} takes away {c} of them and puts the others in {d} \
              equal piles. How many {things} are in each pile?",
             "{N} has {a} bags of {b} {things}. {He} gives {c} to {M} and shares the others equally among \
              {d} friends. How many does each friend get?",

@@ -10,7 +10,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 /// Tokens in all.
-pub const SIZE: usize = 640;
+pub const SIZE: usize = 768;
 /// The special tokens; their ids are 0, 1 and 2.
 pub const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
@@ -49,8 +49,10 @@ pub fn tokenizer(texts: &[String]) -> Result<Tokenizer> {
         .show_progress(false)
         .build();
     let mut trainer = tokenizers::models::TrainerWrapper::from(trainer);
+    // the words of the chat template, often enough to become tokens
+    let roles = std::iter::repeat_n("system\nuser\nassistant\n", texts.len() / 8);
     tokenizer
-        .train(&mut trainer, texts.iter().map(String::as_str))
+        .train(&mut trainer, texts.iter().map(String::as_str).chain(roles))
         .map_err(|error| anyhow!("{error}"))?;
     Ok(tokenizer)
 }
