@@ -97,7 +97,7 @@ pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Resul
     for Prediction { name, predicted, measured } in &summary.prediction {
         progress.note(&format!("{name}: predicted {predicted}, measured {measured}"));
     }
-    progress.note(&format!("rows: {}", run.state.ledger.totals));
+    progress.note(&run.state.ledger.totals.to_string());
     progress.note(&format!("report: {}", dir.report().display()));
     Ok(outcome)
 }

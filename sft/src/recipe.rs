@@ -56,7 +56,7 @@ impl Prepared {
     pub fn new(config: &SftConfig, progress: &mut dyn Progress) -> Result<Self> {
         config.validate()?;
         let device = device::open(&config.device)?;
-        let source = Source::open(&config.source())?;
+        let mut source = Source::open(&config.source())?;
         let data = Data::open(&config.data, config, config.shuffle)?;
         for set in data.sets.iter() {
             progress.note(&format!("data: {set}"));
@@ -74,7 +74,7 @@ impl Prepared {
         let total_steps = config.max_steps.unwrap_or_else(|| {
             (rows_per_epoch * config.epochs / config.batch_size as f64).ceil().max(1.0) as u64
         });
-        let plan = plan(config, &source, &data, &encoder, &model)?;
+        let plan = plan(config, &data, &encoder, &model)?;
         Ok(Self {
             config: config.clone(),
             source,
@@ -111,13 +111,7 @@ impl Prepared {
     }
 }
 
-fn plan(
-    config: &SftConfig,
-    source: &Source,
-    data: &Data,
-    encoder: &Encoder,
-    model: &Decoder,
-) -> Result<Plan> {
+fn plan(config: &SftConfig, data: &Data, encoder: &Encoder, model: &Decoder) -> Result<Plan> {
     let (mut rows, mut tokens, mut trained) = (0usize, 0usize, 0usize);
     for record in data.records().take(PLAN_ROWS) {
         let (origin, record) = record?;
@@ -127,7 +121,6 @@ fn plan(
         trained += kept.trained_tokens();
     }
     let mean = tokens as f64 / rows.max(1) as f64;
-    let frozen = if config.is_lora() { source.stored_bytes() } else { 0 };
     Ok(Plan::new(
         model,
         PlanInput {
@@ -136,7 +129,6 @@ fn plan(
             tokens_per_step: mean * config.batch_size as f64,
             trained_share: trained as f64 / tokens.max(1) as f64,
             keep_blocks: config.keep_blocks,
-            stored_bytes: frozen,
         },
     ))
 }
@@ -280,6 +272,7 @@ pub fn run(
     progress.finish();
     feed.save_position(&mut state)?;
     drop((feed, grads, optimizer));
+    model.context().pool().release();
 
     // After training.
     let mut answers = Answers::default();

@@ -27,8 +27,6 @@ pub struct PlanInput {
     pub trained_share: f64,
     /// Blocks that keep their activations; `None` to choose.
     pub keep_blocks: Option<usize>,
-    /// Bytes of weights that stay mapped from their file.
-    pub stored_bytes: usize,
 }
 
 /// The plan: choices made and what they will cost.
@@ -142,12 +140,13 @@ fn fixed_parts(
     let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
     let dense: usize =
         model.params().iter().filter(|p| p.dense().is_some()).map(|p| p.elem_count()).sum();
-    let widened = model.params().into_iter().filter(|p| p.dense().is_none());
-    let widest = widened.map(|p| p.elem_count()).max().unwrap_or(0);
+    let stored: Vec<_> = model.params().into_iter().filter(|p| p.dense().is_none()).collect();
+    let widest = stored.iter().map(|p| p.elem_count()).max().unwrap_or(0);
+    let stored_bytes: usize = stored.iter().map(|p| p.stored_bytes()).sum();
     let rows = ((tokens as f64 * input.trained_share).ceil() as usize).max(1);
     let chunk = rows.min(logps::chunk_rows(config.vocab_size)) * config.vocab_size;
     vec![
-        ("weights", 4 * (dense + 2 * widest) + input.stored_bytes),
+        ("weights", 4 * (dense + 2 * widest) + stored_bytes),
         ("gradients", 4 * trained),
         ("optimizer", 8 * trained),
         (

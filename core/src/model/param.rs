@@ -56,6 +56,14 @@ impl Param {
         self.dims().iter().product()
     }
 
+    /// Bytes it takes while it is held as it lies in its file.
+    pub fn stored_bytes(&self) -> usize {
+        match &self.value {
+            Value::Dense(_) => 0,
+            Value::Stored(stored) => stored.bytes().len(),
+        }
+    }
+
     /// Whether a gradient is computed for it.
     pub fn is_trained(&self) -> bool {
         self.slot.is_some()

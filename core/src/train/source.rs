@@ -15,7 +15,7 @@ use crate::model::{Base, Decoder};
 use crate::ops::Context;
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, bundled};
 
 /// How the user names the model.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +64,8 @@ impl Source {
 
     fn open_model(model: &str, spec: &SourceSpec) -> Result<Self> {
         let hub = HubOptions { revision: spec.revision.clone(), ..HubOptions::default() };
-        let files = ModelFiles::open(model, &hub)?;
+        let bundled = bundled::path(model)?.map(|path| path.display().to_string());
+        let files = ModelFiles::open(bundled.as_deref().unwrap_or(model), &hub)?;
         let tokenizer_config = Value::Object(files.tokenizer_config.clone());
         let eos_ids = eos_ids(&files.config, files.generation_config.as_ref());
         let tokenizer =
@@ -123,14 +124,15 @@ impl Source {
         })
     }
 
-    /// The decoder: its weights read, or made fresh from `seed`.
+    /// The decoder: its weights read, or made fresh from `seed`. The files are unmapped, so that
+    /// their pages do not count; a frozen base keeps the parts it needs.
     ///
     /// # Errors
     /// Weights that cannot be used.
-    pub fn decoder(&self, base: Base, device: &Device, seed: u64) -> Result<Decoder> {
+    pub fn decoder(&mut self, base: Base, device: &Device, seed: u64) -> Result<Decoder> {
         let ctx = Context::new(device);
-        match &self.weights {
-            Some(weights) => Decoder::load(self.config.clone(), weights, base, ctx),
+        match self.weights.take() {
+            Some(weights) => Decoder::load(self.config.clone(), &weights, base, ctx),
             None => Decoder::fresh(self.config.clone(), seed, ctx),
         }
     }
@@ -141,12 +143,6 @@ impl Source {
     /// One that does not fit.
     pub fn adapter(&self, dir: &Path) -> Result<Adapter> {
         Adapter::open(dir, &self.config)
-    }
-
-    /// Bytes of the weights as they lie in their files.
-    pub fn stored_bytes(&self) -> usize {
-        let weights = self.weights.iter().flat_map(WeightFiles::tensors);
-        weights.map(|tensor| tensor.bytes().len()).sum()
     }
 }
 
