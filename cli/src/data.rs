@@ -14,8 +14,9 @@ use halter_core::data::format::{Columns, Format};
 use halter_core::data::view::Encoder;
 use halter_core::text::encode::EncodeOptions;
 use halter_core::text::mask::MaskPolicy;
+use halter_core::train::progress::Progress;
 use halter_core::train::source::{Source, SourceSpec};
-use halter_core::{Error, ErrorKind};
+use halter_core::{Error, ErrorKind, bundled};
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::Context;
@@ -91,9 +92,18 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// Puts the bundled model and data where nothing was named, and says so.
+    fn or_bundled(mut self, progress: &mut dyn Progress) -> Self {
+        if self.data.is_empty() && self.model.is_none() && self.init_from.is_none() {
+            progress.note("no --model and no --data: the bundled tiny model and problems");
+            self.model = Some(bundled::MODEL.into());
+            self.data = vec![bundled::TRAIN.into()];
+        }
+        self
+    }
+
     /// Opens the data sets; each with the name that the user gave it.
     fn open(&self) -> anyhow::Result<Vec<(String, Dataset)>> {
-        // The one place where the bundled data would stand in for none.
         if self.data.is_empty() {
             return Err(Error::config("no data: expected at least one `--data`").into());
         }
@@ -110,7 +120,6 @@ impl Rows {
 
     /// The encoder of the model, where one was named.
     fn encoder(&self) -> anyhow::Result<Option<Encoder>> {
-        // The one place where the bundled model would stand in for none.
         if self.model.is_none() && self.init_from.is_none() {
             return Ok(None);
         }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use halter_core::Error;
 use halter_core::model::merge::{merge, refuse_occupied};
 use halter_core::model::weights::adapter::Adapter;
 use halter_core::model::weights::{HubOptions, ModelFiles};
+use halter_core::{Error, bundled};
 use serde_json::json;
 
 use crate::{Context, progress};
@@ -17,7 +17,7 @@ use crate::{Context, progress};
 /// done; one matrix is in memory at a time.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Base: a directory in Hugging Face's layout, a .gguf file, or a hub id
+    /// Base: a directory in Hugging Face's layout, a .gguf file, a hub id, or `bundled`
     #[arg(long, alias = "model_name_or_path")]
     model: String,
 
@@ -49,7 +49,8 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         .parse()
         .map_err(|error| Error::config("the type of the export is not known").because(error))?;
     let hub = HubOptions { revision: args.revision.clone(), ..HubOptions::default() };
-    let base = ModelFiles::open(&args.model, &hub)?;
+    let bundled = bundled::path(&args.model)?.map(|path| path.display().to_string());
+    let base = ModelFiles::open(bundled.as_ref().unwrap_or(&args.model), &hub)?;
     let adapter = Adapter::open(&args.adapter, &base.config)?;
     progress.note(&format!("base: {}", args.model));
     progress.note(&format!("adapter: {}", describe(&adapter)));

@@ -185,10 +185,22 @@ fn a_config_and_a_tokenizer_do_for_a_model_and_trls_names_are_known() {
 }
 
 #[test]
+fn without_a_model_and_data_the_bundled_problems_are_shown() {
+    let dir = prepared();
+    let output = halter_in(dir.path(), &["data", "explain", "--rows", "2"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).starts_with("no --model and no --data: the bundled"));
+    assert_eq!(text(&output.stdout).matches(" trained (").count(), 2);
+    let lines = json_lines(dir.path(), "data inspect --json");
+    assert_eq!((lines.len(), &lines[0]["refused"]), (1, &0.into()));
+    assert_eq!(lines[0]["unit"], "tokens");
+}
+
+#[test]
 fn what_cannot_be_looked_at_is_told_whole() {
     let dir = prepared();
     let commands = [
-        "data inspect",
+        "data inspect --model model",
         "data inspect --data absent.jsonl",
         "data inspect --data nothing",
         "data inspect --data empty.jsonl",

@@ -16,7 +16,8 @@ use crate::{Context, progress};
 /// Show the tokens of rows, and which of them are trained
 ///
 /// Trained tokens are green; without colours they stand between ⟦ and ⟧. Fails if a row that is
-/// shown cannot be used. With --json, each row is a line.
+/// shown cannot be used. With no --model and no --data, a bundled problem is shown. With --json,
+/// each row is a line.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -73,7 +74,8 @@ impl Color {
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
-    let mut encoder = args.rows.encoder()?.ok_or_else(|| {
+    let source = args.rows.or_bundled(progress.as_mut());
+    let mut encoder = source.encoder()?.ok_or_else(|| {
         Error::config("no model: expected `--model`, or `--init-from` with `--tokenizer`")
             .hint("tokens are the model's; `halter data inspect` does without one")
     })?;
@@ -87,7 +89,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let color = args.color.is_on(io::stdout().is_terminal(), no_color.as_deref());
     let style = ExplainStyle { color, ids: args.ids };
     let mut wrong = Ok(());
-    for (name, set) in args.rows.open()? {
+    for (name, set) in source.open()? {
         progress.note(&set.to_string());
         let rows = view::rows_at(&set, place, args.count.get())?;
         let (mut refused, count) = (0, rows.len());

@@ -12,7 +12,8 @@ use crate::{Context, progress};
 /// Count rows, lengths, duplicates, scripts and what is trained
 ///
 /// With a model, rows are counted in its tokens and held to the rules of `halter sft`; without
-/// one, in characters. Fails if a row cannot be used. With --json, each data set is a line.
+/// one, in characters. With no --model and no --data, the bundled problems are shown. Fails if a
+/// row cannot be used. With --json, each data set is a line.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -33,8 +34,8 @@ struct Outcome<'a> {
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
-    let encoder = args.rows.encoder()?;
-    let sets = args.rows.open()?;
+    let rows = args.rows.or_bundled(progress.as_mut());
+    let (encoder, sets) = (rows.encoder()?, rows.open()?);
     let several = sets.len() > 1;
     let mut wrong = Ok(());
     for (index, (name, set)) in sets.into_iter().enumerate() {

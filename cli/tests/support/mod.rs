@@ -21,6 +21,7 @@ pub fn halter_in(dir: &Path, arguments: &[&str]) -> Output {
         .env_remove("HALTER_LOG")
         .env_remove("NO_COLOR")
         .env_remove("COLUMNS")
+        .env("XDG_CACHE_HOME", dir.join("cache"))
         .env("HF_HUB_OFFLINE", "1")
         .env("HF_HOME", dir.join("no-cache"))
         .output()
