@@ -301,12 +301,13 @@ fn resumed_config(options: Options) -> anyhow::Result<SftConfig> {
     config.keep_checkpoints = wanted.keep_checkpoints;
     config.device.clone_from(&wanted.device);
     anyhow::ensure!(
-        SftConfig { output: began_with.output.clone(), ..wanted } == SftConfig {
-            save_every: config.save_every,
-            keep_checkpoints: config.keep_checkpoints,
-            device: config.device.clone(),
-            ..began_with
-        },
+        SftConfig { output: began_with.output.clone(), ..wanted }
+            == SftConfig {
+                save_every: config.save_every,
+                keep_checkpoints: config.keep_checkpoints,
+                device: config.device.clone(),
+                ..began_with
+            },
         halter_core::Error::config("the options are not those the run began with")
             .hint("with `--resume`, give `--output` alone; the rest is in its `config.toml`")
     );

@@ -1,5 +1,6 @@
 //! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
 
+use halter_core::Result;
 use halter_core::data::record::Row;
 use halter_core::generate::{Limits, greedy};
 use halter_core::model::Decoder;
@@ -7,7 +8,6 @@ use halter_core::text::encode::Prompt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::train::source::Source;
 use halter_core::verify;
-use halter_core::Result;
 
 use crate::config::SftConfig;
 use crate::data::{Data, Encoder};
@@ -58,7 +58,9 @@ impl Evaluation {
             if evaluation.prompts.len() < config.eval_generate {
                 evaluation.prompts.extend(encoder.prompt(&record));
             }
-            evaluation.rows.extend(encoder.encode(&origin, &record)?.into_kept().into_iter().flatten());
+            evaluation
+                .rows
+                .extend(encoder.encode(&origin, &record)?.into_kept().into_iter().flatten());
         }
         Ok(evaluation)
     }

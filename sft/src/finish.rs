@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use halter_core::memory::plan::{Plan, gigabytes, peak_memory};
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
+use halter_core::model::weights::WeightFiles;
 use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
 use halter_core::model::weights::export::{ExportOptions, ParamData, write_model};
-use halter_core::model::weights::WeightFiles;
 use halter_core::train::card::Card;
 use halter_core::train::progress::Progress;
 use halter_core::train::report::Report;
@@ -194,7 +194,11 @@ fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
         detail: format!("{} tokens", outcome.tokens),
     });
     let memory = outcome.peak_memory.map_or_else(|| "unknown".into(), gigabytes);
-    headline.push(Figure { name: "peak memory".into(), value: memory.clone(), detail: String::new() });
+    headline.push(Figure {
+        name: "peak memory".into(),
+        value: memory.clone(),
+        detail: String::new(),
+    });
     let trained: usize = run.model.trained().iter().map(|param| param.elem_count()).sum();
     let steps = run.state.step.max(1) as f64;
     Summary {
@@ -261,10 +265,10 @@ fn ledger(run: &Finished) -> Vec<LedgerCount> {
 
 fn card(run: &Finished, summary: &Summary) -> Card {
     let config = run.config;
-    let name = config.output.file_name().map_or_else(
-        || "model".to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    );
+    let name = config
+        .output
+        .file_name()
+        .map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned());
     Card {
         name,
         base_model: run.source.name.clone().unwrap_or_default(),

@@ -67,7 +67,9 @@ impl Prepared {
         let mut model = source.decoder(base, &device, config.seed)?;
         match &config.adapter {
             Some(dir) => model.load_lora(&source.adapter(dir)?)?,
-            None if config.lora_rank > 0 => model.add_lora(&config.adapter_config(), config.seed)?,
+            None if config.lora_rank > 0 => {
+                model.add_lora(&config.adapter_config(), config.seed)?
+            }
             None => model.train_where(|_| true)?,
         }
         let rows_per_epoch = data.mixture.rows_per_epoch() as f64;
@@ -179,8 +181,7 @@ pub fn run(
         state.loss_before = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
         let answers = evaluation.answers(&model, &source, &config, progress)?;
         progress.note(&report_evaluation("before", state.loss_before, &answers));
-        state.answers_before =
-            answers.completions.into_iter().zip(answers.correct).collect();
+        state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
     }
 
     // Training.

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
+use halter_core::Result;
 use halter_core::data::ledger::Ledger;
 use halter_core::data::mixture::Cursor;
 use halter_core::data::record::Row;
 use halter_core::data::stream::RowStream;
-use halter_core::Result;
 
 use crate::data::EncodedRows;
 use crate::state::State;

@@ -88,7 +88,10 @@ impl Dataset {
     /// first rows are of no known format or of several.
     pub fn open(path: &str, options: &DataOptions) -> Result<Self> {
         let bundled = bundled::path(path)?.map(|path| path.display().to_string());
-        let files = find_files(bundled.as_deref().unwrap_or(path))?.iter().map(DataFile::open).collect::<Result<Vec<_>>>()?;
+        let files = find_files(bundled.as_deref().unwrap_or(path))?
+            .iter()
+            .map(DataFile::open)
+            .collect::<Result<Vec<_>>>()?;
         Self::from_files(path, files, options)
     }
 
