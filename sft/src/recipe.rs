@@ -195,6 +195,10 @@ pub fn run(
     let mut feed = RowFeed::new(stream, ledger, state.cursor, state.rows_into_record);
     let mut grads = model.grads()?;
     let mut last_evaluation = None;
+    if state.step >= total_steps {
+        let step = state.step;
+        progress.note(&format!("the run was complete after step {step}: nothing to train"));
+    }
     progress.begin("training", total_steps, Unit::Steps);
     progress.advance(state.step, "");
     while state.step < total_steps {

@@ -76,6 +76,8 @@ impl RowFeed {
     /// A full disk.
     pub fn save_position(&mut self, state: &mut State) -> Result<()> {
         (state.cursor, state.rows_into_record) = match self.waiting.is_empty() {
+            // Nothing was taken yet since the checkpoint before, which may stand inside a record.
+            _ if self.skip > 0 => (self.cursor, self.skip),
             true => (self.next, 0),
             false => (self.cursor, self.used),
         };
