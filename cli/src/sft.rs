@@ -283,29 +283,43 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.print_json(&outcome)
 }
 
-/// A resumed run has the configuration that it began with; only how long it goes on, and what is
-/// kept of it, may change.
+/// A resumed run has the configuration that it began with; only where it runs and what is kept of
+/// it may change.
 fn resumed_config(options: Options) -> anyhow::Result<SftConfig> {
-    let output = options.clone().resolve()?.output;
-    let path = RunFiles::open(&output)?.config();
+    let given = options.clone().resolve()?;
+    RunDir::check(&given.output, Start::Resume)?;
+    let path = RunFiles::new(&given.output).config();
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read `{}`", path.display()))?;
-    let mut config = SftConfig::from_toml(&text, &path)?;
-    config.output = output;
-    let began_with = config.clone();
-    let wanted = Options { config: Some(path), ..options }.resolve()?;
-    config.save_every = wanted.save_every;
-    config.keep_checkpoints = wanted.keep_checkpoints;
-    config.device.clone_from(&wanted.device);
-    anyhow::ensure!(
-        SftConfig { output: began_with.output.clone(), ..wanted } == SftConfig {
-            save_every: config.save_every,
-            keep_checkpoints: config.keep_checkpoints,
-            device: config.device.clone(),
-            ..began_with
-        },
-        halter_core::Error::config("the options are not those the run began with")
-            .hint("with `--resume`, give `--output` alone; the rest is in its `config.toml`")
-    );
+    let began_with = SftConfig::from_toml(&text, &path)?;
+    // A recipe that is given again must say what it said; without one, the flags alone.
+    let wanted = match options.config {
+        Some(_) => given.clone(),
+        None => Options { config: Some(path), ..options }.resolve()?,
+    };
+    let config = SftConfig {
+        output: given.output,
+        save_every: wanted.save_every,
+        keep_checkpoints: wanted.keep_checkpoints,
+        device: wanted.device.clone(),
+        ..began_with
+    };
+    let wanted = SftConfig { output: config.output.clone(), ..wanted };
+    let (before, after) = (table(&config)?, table(&wanted)?);
+    for key in before.keys().chain(after.keys()) {
+        let shown = |table: &toml::Table| table.get(key).map_or("nothing".into(), |v| v.to_string());
+        if before.get(key) != after.get(key) {
+            let (before, after) = (shown(&before), shown(&after));
+            return Err(halter_core::Error::config(format!(
+                "`{key}` is `{after}`, but the run began with `{before}`"
+            ))
+            .hint("with `--resume`, `--output` alone is enough: the rest is in its `config.toml`")
+            .into());
+        }
+    }
     Ok(config)
+}
+
+fn table(config: &SftConfig) -> anyhow::Result<toml::Table> {
+    Ok(config.to_toml()?.parse()?)
 }

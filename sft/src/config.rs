@@ -236,10 +236,50 @@ impl SftConfig {
             return Err(Error::config("both `adapter` and `lora-rank` are given")
                 .hint("an adapter has its rank already; leave out `--lora-rank`"));
         }
+        self.fits_together()?;
         if self.lora_rank > 0 {
             self.adapter_config().validate()?;
         }
         self.dtype().map(drop)
+    }
+
+    /// Refuses options that would silently do nothing.
+    fn fits_together(&self) -> Result<()> {
+        if self.init_from.is_some() && self.is_lora() {
+            return Err(Error::config("an adapter on fresh weights, which are not exported with it")
+                .hint("train all weights first: leave out `--lora-rank` and `--adapter`"));
+        }
+        let without_rank = [
+            ("lora-target", !self.lora_target.is_empty()),
+            ("lora-dropout", self.lora_dropout != 0.0),
+            ("use-rslora", self.use_rslora),
+        ];
+        let without_data =
+            [("eval-every", self.eval_every > 0), ("eval-generate", self.eval_generate > 0)];
+        let given = |names: &[(&'static str, bool)]| {
+            names.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+        };
+        let refused = match (given(&without_rank), given(&without_data)) {
+            (Some(name), _) if self.adapter.is_some() => {
+                Some((name, "with `adapter`, which says it already", "leave it out"))
+            }
+            (Some(name), _) if self.lora_rank == 0 => {
+                Some((name, "without `lora-rank`", "give the rank with `--lora-rank`"))
+            }
+            (_, Some(name)) if self.eval_data.is_empty() => {
+                Some((name, "without `eval-data`", "give held-out rows with `--eval-data`"))
+            }
+            _ if self.tokenizer.is_some() && self.init_from.is_none() => {
+                Some(("tokenizer", "without `init-from`", "a model has its own tokenizer"))
+            }
+            _ => None,
+        };
+        match refused {
+            Some((name, how, hint)) => {
+                Err(Error::config(format!("`{name}` is given {how}")).hint(hint))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Type of the exported weights.

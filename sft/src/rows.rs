@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use halter_core::data::ledger::Ledger;
+use halter_core::data::ledger::{Ledger, LedgerTotals};
 use halter_core::data::mixture::Cursor;
 use halter_core::data::record::Row;
 use halter_core::data::stream::RowStream;
@@ -68,6 +68,11 @@ impl RowFeed {
     /// Epochs that are through.
     pub fn epochs(&self, rows_per_epoch: u64) -> f64 {
         self.next.epoch as f64 + self.next.position as f64 / rows_per_epoch.max(1) as f64
+    }
+
+    /// What became of the rows so far.
+    pub fn totals(&self) -> &LedgerTotals {
+        self.ledger.totals()
     }
 
     /// Notes in `state` where to go on, with the ledger on disk.
