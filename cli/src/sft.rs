@@ -47,6 +47,9 @@ pub struct Options {
     /// Directory of the tokenizer that goes with --init-from
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     tokenizer: Option<PathBuf>,
+    /// Chat template (Jinja) instead of the model's own
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    chat_template: Option<PathBuf>,
     /// PEFT adapter to go on from
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     adapter: Option<PathBuf>,
@@ -56,6 +59,9 @@ pub struct Options {
     /// Format of the rows, where it is not to be detected
     #[arg(long, help_heading = "Model and data")]
     format: Option<String>,
+    /// Column under another name, as prompt=question; repeatable
+    #[arg(long, value_name = "WANTED=OWN", help_heading = "Model and data")]
+    column: Vec<String>,
     /// Held-out data; repeatable
     #[arg(long, value_name = "DATA", help_heading = "Evaluation")]
     eval_data: Vec<String>,
@@ -219,10 +225,12 @@ impl Options {
         set!(microbatch_tokens, max_seq_len, learning_rate, warmup_ratio, adam_beta1, adam_beta2);
         set!(adam_epsilon, weight_decay, max_grad_norm, lora_rank, lora_alpha, lora_dropout);
         set!(save_every, keep_checkpoints, export_dtype);
-        set_some!(model, revision, init_from, tokenizer, adapter, format, max_steps, keep_blocks);
+        set_some!(model, revision, init_from, tokenizer, chat_template, adapter, format, max_steps);
+        set_some!(keep_blocks);
         for (given, field) in [
             (self.data, &mut config.data),
             (self.eval_data, &mut config.eval_data),
+            (self.column, &mut config.column),
             (self.lora_target, &mut config.lora_target),
         ] {
             if !given.is_empty() {

@@ -295,7 +295,7 @@ fn wrong_tokenizers_templates_and_data_are_refused() {
         fine.clone() + &chat(json!([{"role": "user", "content": 7}])));
     t.data("data: an empty conversation", &[], fine.clone() + &chat(json!([])));
     t.data("data: nothing to train", &[], fine.clone() + &chat(json!([{"role": "user", "content": "Q"}])));
-    t.data("data: an unknown role", &[],
+    t.data("data: no role", &[],
         fine.clone() + &chat(json!([{"content": "Q"}, {"role": "assistant", "content": "A"}])));
     t.data("data: a special token in a question", &[], fine.clone() + &chat(json!([
         {"role": "user", "content": "Q<|im_end|>"}, {"role": "assistant", "content": "A"}])));
@@ -312,6 +312,8 @@ fn wrong_tokenizers_templates_and_data_are_refused() {
     t.options("data: all rows dropped", &["--max-seq-len", "8", "--overlong", "drop"]);
     t.options("data: a file that is not there", &["--data", "none.jsonl"]);
     t.options("data: a weight of zero", &["--data", "t.jsonl:0"]);
+    t.options("data: a renamed column without its name", &["--column", "prompt"]);
+    t.case("template: not there", TINY, &["--chat-template", "none.jinja"], |_| {});
     t.options("data: an unknown format", &["--format", "vicuna"]);
     t.options("data: the rows are not of the stated format", &["--format", "preference"]);
     t.case("data: an empty directory", TINY, &["--data", "none"], |p| {
@@ -332,6 +334,7 @@ fn wrong_options_are_refused() {
     t.recipe("recipe: a value of the wrong type", "batch_size = \"eight\"\n");
     t.recipe("recipe: a negative count", "\nbatch_size = -8\n");
     t.recipe("recipe: a choice that is none", "schedule = \"staircase\"\n");
+    t.recipe("recipe: a key like no other", "frobnicate = 1\n");
     t.recipe("recipe: not TOML", "seed = 1\nbatch_size 8\n");
     t.recipe("recipe: a table for a value", "[lora]\nrank = 8\n");
     t.options("recipe: not there", &["--config", "none.toml"]);

@@ -172,13 +172,13 @@ pub fn run(
         dir.write_config(&config.to_toml()?)?;
     }
     let resumed = state.step > 0;
-    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
-    notices.iter().for_each(|notice| progress.note(notice));
-    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
     let ledger = match resumed {
         true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
         false => Ledger::create(dir.ledger())?,
     };
+    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
+    notices.iter().for_each(|notice| progress.note(notice));
+    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
 
     // Before training.
     if !resumed && !evaluation.is_empty() {
