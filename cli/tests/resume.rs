@@ -72,12 +72,16 @@ fn assert_same(place: &Place, whole: &str, resumed: &str, how: &str) {
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(4000).collect::<String>();
         assert!(a == b, "{name} differs after {how}:\n{}\n{}", shown(&a), shown(&b));
     }
-    let leftovers: Vec<_> = fs::read_dir(place.path(resumed).join("checkpoints"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .filter(|name| name.to_string_lossy().starts_with('.'))
-        .collect();
-    assert!(leftovers.is_empty(), "{leftovers:?}");
+    assert_eq!(leftovers(place, resumed), Vec::<String>::new());
+}
+
+/// What a checkpoint that was being written left.
+fn leftovers(place: &Place, run: &str) -> Vec<String> {
+    let entries = fs::read_dir(place.path(run).join("checkpoints")).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with('.'))
+        .collect()
 }
 
 /// SplitMix64: the moments differ with the machine all the same, but not more than they must.
@@ -109,44 +113,65 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Kills the run at random moments until it ends by itself; returns the number of kills.
-fn killed_again_and_again(place: &Place, arguments: &[&str], run: &str, seed: u64) -> usize {
-    let mut seed = seed;
-    let mut kills = 0;
-    // The time that a start takes; grows where nothing gets done in it.
-    let mut most = 90;
+#[derive(Default)]
+struct Kills {
+    all: usize,
+    /// Those that left a checkpoint half-written or half-replaced.
+    in_a_checkpoint: usize,
+}
+
+/// Kills the run at random moments until it ends by itself. `whole` is what it takes undisturbed.
+fn killed_again_and_again(
+    place: &Place,
+    arguments: &[&str],
+    run: &str,
+    seed: &mut u64,
+    whole: Duration,
+) -> Kills {
+    let mut kills = Kills::default();
+    // Grows, for the sake of machines that get slower meanwhile.
+    let mut most = whole.as_micros() as u64 / 2;
     loop {
         let log = fs::File::create(place.path("stderr")).unwrap();
         let mut child = start(place, arguments, run, log.into());
-        let limit = Duration::from_micros(random(&mut seed) % (most * 1000));
+        let limit = Duration::from_micros(random(seed) % most);
         if let Some(status) = wait(&mut child, limit) {
-            assert!(status.success(), "after {kills} kills: {}", place.text("stderr"));
+            assert!(status.success(), "after {} kills: {}", kills.all, place.text("stderr"));
             return kills;
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        kills += 1;
-        most += 4;
+        kills.all += 1;
+        kills.in_a_checkpoint += usize::from(!leftovers(place, run).is_empty());
+        most += most / 50;
     }
 }
 
 #[test]
 fn a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits() {
     let place = place_with_base();
-    let mut kills = 0;
+    let mut kills = Kills::default();
+    let mut seed = 17;
     for (name, start) in [("full", TINY), ("lora", LORA)] {
         let arguments = arguments(start, &[]);
         let whole = format!("{name}-whole");
+        let started = Instant::now();
         place.done(&[arguments.as_slice(), &["--output", whole.as_str()]].concat());
-        for round in 0..2 {
+        let taken = started.elapsed();
+        let enough = kills.all + 20;
+        for round in 0.. {
             let run = format!("{name}-{round}");
-            let killed = killed_again_and_again(&place, &arguments, &run, 17 + round);
-            assert_same(&place, &whole, &run, &format!("{killed} kills ({run})"));
-            kills += killed;
+            let killed = killed_again_and_again(&place, &arguments, &run, &mut seed, taken);
+            assert_same(&place, &whole, &run, &format!("{} kills", killed.all));
+            kills.all += killed.all;
+            kills.in_a_checkpoint += killed.in_a_checkpoint;
+            if kills.all >= enough {
+                break;
+            }
+            assert!(round < 50, "only {} kills in {round} runs", kills.all);
         }
     }
-    println!("{kills} kills");
-    assert!(kills >= 20, "only {kills} kills");
+    println!("{} kills, {} while a checkpoint was written", kills.all, kills.in_a_checkpoint);
 }
 
 fn press_ctrl_c(child: &Child) {
