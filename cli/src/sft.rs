@@ -209,8 +209,10 @@ impl Options {
     pub fn resolve(self) -> anyhow::Result<SftConfig> {
         let mut config = match &self.config {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the recipe `{}`", path.display()))?;
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    let message = format!("cannot read the recipe: {error}");
+                    halter_core::Error::config(message).in_file(path)
+                })?;
                 SftConfig::from_toml(&text, path)?
             }
             None => SftConfig::default(),
@@ -315,7 +317,8 @@ fn resumed_config(options: Options) -> anyhow::Result<SftConfig> {
     let wanted = SftConfig { output: config.output.clone(), ..wanted };
     let (before, after) = (table(&config)?, table(&wanted)?);
     for key in before.keys().chain(after.keys()) {
-        let shown = |table: &toml::Table| table.get(key).map_or("nothing".into(), |v| v.to_string());
+        let shown =
+            |table: &toml::Table| table.get(key).map_or("nothing".into(), |v| v.to_string());
         if before.get(key) != after.get(key) {
             let (before, after) = (shown(&before), shown(&after));
             return Err(halter_core::Error::config(format!(

@@ -15,15 +15,36 @@ use support::{Place, TINY, text};
 
 /// Conversations and long texts, which `split` makes several rows of, with evaluations between.
 const RUN: &[&str] = &[
-    "--data", "t.jsonl", "--overlong", "split", "--max-seq-len", "48", "--batch-size", "3",
-    "--max-steps", "14", "--save-every", "1", "--learning-rate", "1e-2", "--seed", "5",
-    "--microbatch-tokens", "100", "--eval-data", "m.jsonl", "--eval-every", "4",
-    "--eval-generate", "1", "--max-new-tokens", "3",
+    "--data",
+    "t.jsonl",
+    "--overlong",
+    "split",
+    "--max-seq-len",
+    "48",
+    "--batch-size",
+    "3",
+    "--max-steps",
+    "14",
+    "--save-every",
+    "1",
+    "--learning-rate",
+    "1e-2",
+    "--seed",
+    "5",
+    "--microbatch-tokens",
+    "100",
+    "--eval-data",
+    "m.jsonl",
+    "--eval-every",
+    "4",
+    "--eval-generate",
+    "1",
+    "--max-new-tokens",
+    "3",
 ];
 
-const LORA: &[&str] = &[
-    "--model", "base", "--data", "m.jsonl", "--lora-rank", "4", "--lora-dropout", "0.2",
-];
+const LORA: &[&str] =
+    &["--model", "base", "--data", "m.jsonl", "--lora-rank", "4", "--lora-dropout", "0.2"];
 
 fn arguments<'a>(start: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [start, RUN, more].concat()
@@ -69,7 +90,8 @@ fn remains(place: &Place, run: &str) -> Vec<(String, Vec<u8>)> {
 #[track_caller]
 fn assert_same(place: &Place, whole: &str, resumed: &str, how: &str) {
     for ((name, a), (_, b)) in remains(place, whole).into_iter().zip(remains(place, resumed)) {
-        let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(4000).collect::<String>();
+        let shown =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(4000).collect::<String>();
         assert!(a == b, "{name} differs after {how}:\n{}\n{}", shown(&a), shown(&b));
     }
     assert_eq!(leftovers(place, resumed), Vec::<String>::new());
@@ -195,7 +217,7 @@ fn a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
             let said = if round % 2 == 1 { "data: " } else { "training: " };
             assert!(lines.by_ref().any(|line| line.unwrap().starts_with(said)));
             if round % 2 == 0 {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(5));
             }
             press_ctrl_c(&child);
             let rest: Vec<String> = lines.map(Result::unwrap).collect();
@@ -213,6 +235,42 @@ fn a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
         assert_same(&place, &whole, name, &format!("{interruptions} interruptions"));
         println!("{name}: {interruptions} interruptions, {at_once} before the first step");
         assert!(interruptions >= 3, "only {interruptions} interruptions");
+    }
+}
+
+#[test]
+fn a_wrong_row_costs_none_of_the_steps_before_it() {
+    let place = Place::new();
+    let good = place.text("m.jsonl").repeat(5);
+    place.write("m.jsonl", &good);
+    let arguments =
+        [TINY, &["--batch-size", "4", "--no-shuffle", "--data", "t.jsonl", "--output"]].concat();
+    let with = |run, more: &[&str]| {
+        let arguments = [&arguments[..], &[run], more].concat();
+        place.sft(&arguments).output().unwrap()
+    };
+    assert!(with("whole", &[]).status.success());
+    // Beyond the rows that are looked at before the run begins.
+    let lines: Vec<&str> = good.lines().collect();
+    let mut wrong = lines.clone();
+    let spoilt = lines[49].replace("\"It is 3.\"", "7");
+    wrong[49] = &spoilt;
+    assert_ne!(wrong, lines);
+    place.write("m.jsonl", wrong.join("\n") + "\n");
+    let output = with("run", &[]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("checkpoint saved after step 12: `--resume` goes on"), "{stderr}");
+    assert!(stderr.contains("error: m.jsonl:50: "), "{stderr}");
+    place.write("m.jsonl", &good);
+    let output = with("run", &["--resume"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("resuming after step 12"));
+    for file in ["model.safetensors", "ledger.jsonl"] {
+        assert!(
+            place.read(&format!("run/{file}")) == place.read(&format!("whole/{file}")),
+            "{file}"
+        );
     }
 }
 

@@ -18,18 +18,37 @@ fn the_options_are_these() {
 
 /// Every file of a run directory, and whether it is that of a whole model or of an adapter.
 const ALWAYS: &[&str] = &[
-    "config.toml", "metrics.jsonl", "ledger.jsonl", "checkpoints/step-4/weights.safetensors",
-    "checkpoints/step-4/optimizer.safetensors", "checkpoints/step-4/state.json",
-    "checkpoints/step-4/manifest.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja", "README.md", "report.html",
+    "config.toml",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "checkpoints/step-4/weights.safetensors",
+    "checkpoints/step-4/optimizer.safetensors",
+    "checkpoints/step-4/state.json",
+    "checkpoints/step-4/manifest.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "report.html",
 ];
 
 #[test]
 fn a_run_leaves_every_file_of_a_run_directory() {
     let place = Place::new();
     let options = [
-        "--max-steps", "4", "--batch-size", "2", "--eval-data", "m.jsonl", "--eval-every", "2",
-        "--eval-generate", "2", "--max-new-tokens", "3", "--json",
+        "--max-steps",
+        "4",
+        "--batch-size",
+        "2",
+        "--eval-data",
+        "m.jsonl",
+        "--eval-every",
+        "2",
+        "--eval-generate",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--json",
     ];
     let full = ["model.safetensors", "config.json", "generation_config.json"];
     let adapter = ["adapter_model.safetensors", "adapter_config.json"];
@@ -54,8 +73,15 @@ fn a_run_leaves_every_file_of_a_run_directory() {
             metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 4);
         for key in [
-            "step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens",
-            "supervised_tokens", "tokens_per_second", "seconds",
+            "step",
+            "epoch",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "num_tokens",
+            "supervised_tokens",
+            "tokens_per_second",
+            "seconds",
         ] {
             assert!(lines.iter().all(|line| line[key].is_number()), "{key}: {metrics}");
         }
@@ -109,8 +135,20 @@ fn data_that_ends_early_leaves_a_checkpoint_and_its_own_evaluation() {
     let place = Place::new();
     // Half of the rows are dropped, so that the data ends after half of the steps.
     let more = [
-        "--data", "t.jsonl:3", "--overlong", "drop", "--max-seq-len", "48", "--batch-size", "2",
-        "--eval-data", "m.jsonl", "--eval-every", "4", "--output", "run",
+        "--data",
+        "t.jsonl:3",
+        "--overlong",
+        "drop",
+        "--max-seq-len",
+        "48",
+        "--batch-size",
+        "2",
+        "--eval-data",
+        "m.jsonl",
+        "--eval-every",
+        "4",
+        "--output",
+        "run",
     ];
     let output = place.done(&[TINY, &more].concat());
     let stderr = text(&output.stderr);
@@ -175,8 +213,10 @@ fn a_run_that_fills_the_disk_goes_on_when_there_is_room() {
     let arguments = [TINY, &options].concat();
     place.done(&[&arguments[..], &["--output", "whole"]].concat());
     let run = |more: &[&str]| {
-        let output =
-            place.sft(&[&arguments[..], &["--output", "disk/run"], more].concat()).output().unwrap();
+        let output = place
+            .sft(&[&arguments[..], &["--output", "disk/run"], more].concat())
+            .output()
+            .unwrap();
         let stderr = text(&output.stderr);
         assert!(!stderr.contains("panicked"), "{stderr}");
         (output.status.code(), stderr)

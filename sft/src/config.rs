@@ -233,7 +233,9 @@ impl SftConfig {
             [("weight-decay", self.weight_decay), ("max-grad-norm", self.max_grad_norm)]
         {
             if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::config(format!("`{name}` is `{value}`: expected 0 or more, finite")));
+                return Err(Error::config(format!(
+                    "`{name}` is `{value}`: expected 0 or more, finite"
+                )));
             }
         }
         if self.data.is_empty() {
@@ -253,8 +255,10 @@ impl SftConfig {
     /// Refuses options that would silently do nothing.
     fn fits_together(&self) -> Result<()> {
         if self.init_from.is_some() && self.is_lora() {
-            return Err(Error::config("an adapter on fresh weights, which are not exported with it")
-                .hint("train all weights first: leave out `--lora-rank` and `--adapter`"));
+            return Err(Error::config(
+                "an adapter on fresh weights, which are not exported with it",
+            )
+            .hint("train all weights first: leave out `--lora-rank` and `--adapter`"));
         }
         let without_rank = [
             ("lora-target", !self.lora_target.is_empty()),
@@ -356,7 +360,8 @@ fn tell(message: &str, line: &str) -> Error {
         let unknown = names.next().unwrap_or_default();
         let nearest = names.min_by_key(|name| edits(unknown, name));
         let error = Error::config(format!("no key is called `{unknown}`"));
-        return match nearest.filter(|name| edits(unknown, name) <= 3) {
+        let near = |name: &&str| edits(unknown, name) <= name.len() / 3;
+        return match nearest.filter(near) {
             Some(name) => error.hint(format!("did you mean `{name}`?")),
             None => error.hint("keys are the options of `halter sft --help`, with `_` for `-`"),
         };

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
+use halter_core::Result;
 use halter_core::data::dataset::{DataOptions, DataSpec, Dataset};
 use halter_core::data::encoded::Encoded as Fate;
 use halter_core::data::format::{Columns, Format};
@@ -13,7 +14,6 @@ use halter_core::text::encode::{EncodeOptions, Outcome, Prompt, completion_promp
 use halter_core::text::template::ChatTemplate;
 use halter_core::text::tokenizer::Tokenizer;
 use halter_core::train::source::Source;
-use halter_core::Result;
 
 use crate::config::SftConfig;
 
@@ -52,9 +52,8 @@ impl Encoder {
     /// # Errors
     /// A record that would train wrongly, with its place.
     pub fn encode(&self, origin: &Origin, record: &Record) -> Result<EncodedRows> {
-        let outcome =
-            encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
-                .map_err(|error| error.at(origin.path.as_path(), origin.line))?;
+        let outcome = encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
+            .map_err(|error| error.at(origin.path.as_path(), origin.line))?;
         let row = |encoded: halter_core::text::encode::Encoded| Row {
             origin: origin.clone(),
             input_ids: encoded.input_ids,
@@ -126,8 +125,8 @@ impl Data {
     /// # Errors
     /// A row that cannot be read.
     pub fn records(&self) -> impl Iterator<Item = Result<(Origin, Record)>> {
-        self.sets.iter().flat_map(|set| {
-            (0..set.len()).map(|row| Ok((set.origin(row), set.record(row)?)))
-        })
+        self.sets
+            .iter()
+            .flat_map(|set| (0..set.len()).map(|row| Ok((set.origin(row), set.record(row)?))))
     }
 }

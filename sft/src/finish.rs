@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use halter_core::memory::plan::{Plan, gigabytes, peak_memory};
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
+use halter_core::model::weights::WeightFiles;
 use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
 use halter_core::model::weights::export::{
     ExportOptions, ParamData, SideFile, write_model, write_side_files,
 };
-use halter_core::model::weights::WeightFiles;
 use halter_core::train::card::Card;
 use halter_core::train::progress::Progress;
 use halter_core::train::report::Report;
@@ -150,7 +150,10 @@ fn generation_config(source: &Source) -> SideFile {
     let stops: Vec<u32> =
         source.tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id).collect();
     let mut settings = serde_json::json!({ "_from_model_config": true });
-    let known = [("bos_token_id", source.config.bos_token_id), ("pad_token_id", source.config.pad_token_id)];
+    let known = [
+        ("bos_token_id", source.config.bos_token_id),
+        ("pad_token_id", source.config.pad_token_id),
+    ];
     for (key, id) in known {
         if let Some(id) = id {
             settings[key] = id.into();
@@ -224,7 +227,11 @@ fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
         detail: format!("{} tokens", outcome.tokens),
     });
     let memory = outcome.peak_memory.map_or_else(|| "unknown".into(), gigabytes);
-    headline.push(Figure { name: "peak memory".into(), value: memory.clone(), detail: String::new() });
+    headline.push(Figure {
+        name: "peak memory".into(),
+        value: memory.clone(),
+        detail: String::new(),
+    });
     let trained: usize = run.model.trained().iter().map(|param| param.elem_count()).sum();
     let steps = run.state.step.max(1) as f64;
     Summary {
@@ -291,10 +298,10 @@ fn ledger(run: &Finished) -> Vec<LedgerCount> {
 
 fn card(run: &Finished, summary: &Summary) -> Card {
     let config = run.config;
-    let name = config.output.file_name().map_or_else(
-        || "model".to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    );
+    let name = config
+        .output
+        .file_name()
+        .map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned());
     Card {
         name,
         base_model: run.source.name.clone().unwrap_or_default(),

@@ -63,11 +63,17 @@ impl Prepared {
         }
         let encoder = Encoder::new(config, &source);
         let evaluation = Evaluation::open(config, &encoder)?;
+        if evaluation.left_out() > 0 {
+            let (left_out, rows) = (evaluation.left_out(), evaluation.rows().len());
+            progress.note(&format!("evaluation: {left_out} records left out, {rows} rows used"));
+        }
         let base = if config.is_lora() { Base::Frozen } else { Base::Trainable };
         let mut model = source.decoder(base, &device, config.seed)?;
         match &config.adapter {
             Some(dir) => model.load_lora(&source.adapter(dir)?)?,
-            None if config.lora_rank > 0 => model.add_lora(&config.adapter_config(), config.seed)?,
+            None if config.lora_rank > 0 => {
+                model.add_lora(&config.adapter_config(), config.seed)?
+            }
             None => model.train_where(|_| true)?,
         }
         let rows_per_epoch = data.mixture.rows_per_epoch() as f64;
@@ -185,8 +191,7 @@ pub fn run(
         state.loss_before = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
         let answers = evaluation.answers(&model, &source, &config, progress)?;
         progress.note(&report_evaluation("before", state.loss_before, &answers));
-        state.answers_before =
-            answers.completions.into_iter().zip(answers.correct).collect();
+        state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
     }
 
     // Training.
@@ -212,16 +217,28 @@ pub fn run(
     while state.step < total_steps {
         if interrupt.is_set() {
             progress.finish();
-            feed.save_position(&mut state)?;
-            metrics.sync()?;
             dir.keep();
-            state.save(&store, &model, &optimizer)?;
+            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
             let message = format!("interrupted after step {}; checkpoint saved", state.step);
             return Err(Error::new(ErrorKind::Interrupted, message)
                 .hint("run the same command with `--resume` to go on"));
         }
         let started = Instant::now();
-        let rows = feed.next_rows(config.batch_size)?;
+        let rows = match feed.next_rows(config.batch_size) {
+            Ok(rows) => rows,
+            Err(error) => {
+                progress.finish();
+                // The steps before a wrong row are not lost with it.
+                if state.step > 0 && saved != Some(state.step) {
+                    save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
+                    let step = state.step;
+                    progress.note(&format!(
+                        "checkpoint saved after step {step}: `--resume` goes on from there"
+                    ));
+                }
+                return Err(error);
+            }
+        };
         if rows.is_empty() {
             if state.step == 0 {
                 return Err(nothing_to_train(&feed));
@@ -253,6 +270,7 @@ pub fn run(
         state.seconds += seconds;
         state.tokens += figures.tokens as u64;
         state.supervised_tokens += figures.supervised_tokens as u64;
+        feed.note_position(&mut state);
         let mut line = StepMetrics {
             step: state.step,
             epoch: feed.epochs(data.mixture.rows_per_epoch()),
@@ -279,18 +297,17 @@ pub fn run(
         dir.keep();
         progress.advance(state.step, &describe(&figures, grad_norm, seconds));
         if config.save_every > 0 && state.step.is_multiple_of(config.save_every) {
-            feed.save_position(&mut state)?;
-            metrics.sync()?;
-            state.save(&store, &model, &optimizer)?;
+            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
             saved = Some(state.step);
         }
     }
     progress.finish();
-    feed.save_position(&mut state)?;
+    // Rows that were dropped after the last step count as well.
+    feed.note_position(&mut state);
     if saved != Some(state.step) {
-        metrics.sync()?;
-        state.save(&store, &model, &optimizer)?;
+        save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
     }
+    feed.sync()?;
     let epochs = feed.epochs(data.mixture.rows_per_epoch());
     if config.max_steps.is_none() && epochs < config.epochs {
         progress.note(&format!(
@@ -330,6 +347,20 @@ pub fn run(
     )
 }
 
+/// Saves a checkpoint, after the ledger and the metrics that it counts on.
+fn save(
+    state: &State,
+    feed: &mut RowFeed,
+    metrics: &MetricsWriter,
+    store: &CheckpointStore,
+    model: &Decoder,
+    optimizer: &AdamW,
+) -> Result<()> {
+    feed.sync()?;
+    metrics.sync()?;
+    state.save(store, model, optimizer)
+}
+
 /// Every trained parameter must have a gradient once the first update has moved the model (LoRA's
 /// A has none before).
 fn check_gradients(
@@ -354,12 +385,8 @@ fn check_gradients(
 
 /// No record gave a row.
 fn nothing_to_train(feed: &RowFeed) -> Error {
-    let reasons: Vec<String> = feed
-        .totals()
-        .dropped
-        .iter()
-        .map(|(reason, count)| format!("`{count}` {reason}"))
-        .collect();
+    let reasons: Vec<String> =
+        feed.totals().dropped.iter().map(|(reason, count)| format!("`{count}` {reason}")).collect();
     Error::data(format!("no row to train: all were dropped ({})", reasons.join(", ")))
         .hint("raise `--max-seq-len`, or choose another policy with `--overlong`")
 }

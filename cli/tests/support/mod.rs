@@ -1,5 +1,10 @@
 //! A tiny model, its data, and the binary run on them.
-#![allow(clippy::unwrap_used, dead_code, reason = "tests, each of which uses a part of this")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    reason = "tests, each of which uses a part of this"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +13,8 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// The files that [`Place::new`] writes are enough for a run with these options.
-pub const TINY: &[&str] = &["--init-from", "config.json", "--tokenizer", "tok", "--data", "m.jsonl"];
+pub const TINY: &[&str] =
+    &["--init-from", "config.json", "--tokenizer", "tok", "--data", "m.jsonl"];
 
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n\
     {{ message['content'] }}<|im_end|>\n{% endfor %}\
@@ -30,16 +36,16 @@ impl Place {
             fs::copy(fixture.join(name), place.path("tok").join(name)).unwrap();
         }
         place.write("tok/chat_template.jinja", TEMPLATE);
-        place.write("config.json", &config().to_string());
+        place.write("config.json", config().to_string());
         let question = |i: usize| {
             serde_json::json!({ "messages": [
                 { "role": "user", "content": format!("What is {i} plus {}?", i + 1) },
                 { "role": "assistant", "content": format!("It is {}.", 2 * i + 1) },
             ] })
         };
-        place.write("m.jsonl", &lines((0..12).map(question)));
+        place.write("m.jsonl", lines((0..12).map(question)));
         let story = |i| serde_json::json!({ "text": format!("There were {i} llamas. ").repeat(9) });
-        place.write("t.jsonl", &lines((0..4).map(story)));
+        place.write("t.jsonl", lines((0..4).map(story)));
         place
     }
 
