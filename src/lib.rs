@@ -1,4 +1,15 @@
-//! halter for research programs: the crates under one name.
+//! halter for research programs: fine-tune Llama-family models, or write a loss of your own.
+//!
+//! The crates under one name, with the types that most programs need at the top. `examples/` has
+//! programs that run as they are.
 
 pub use halter_core as core;
 pub use halter_sft as sft;
+
+pub use halter_core::data::batch::PackedBatch;
+pub use halter_core::model::{Base, Decoder};
+pub use halter_core::train::optimizer::{AdamW, AdamWConfig};
+pub use halter_core::train::pass::{Pass, PassOptions};
+pub use halter_core::train::source::{Source, SourceSpec};
+pub use halter_core::{Error, Result};
+pub use halter_sft::config::SftConfig;

@@ -215,6 +215,9 @@ impl Options {
                 })?;
                 SftConfig::from_toml(&text, path)?
             }
+            None if self.model.is_none() && self.init_from.is_none() && self.data.is_empty() => {
+                SftConfig::bundled()?
+            }
             None => SftConfig::default(),
         };
         macro_rules! set {

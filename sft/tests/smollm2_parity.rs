@@ -46,8 +46,7 @@ fn check(runs: &[&str], base: Base, peak: f64, prepare: impl Fn(&mut Decoder, &V
     let golden = curves();
     let config = Gguf::open(&path).unwrap().model_config().unwrap();
     let weights = WeightFiles::open(&path).unwrap();
-    let mut model =
-        Decoder::load(config, &weights, base, Context::new(&Device::Cpu)).unwrap();
+    let mut model = Decoder::load(config, &weights, base, Context::new(&Device::Cpu)).unwrap();
     prepare(&mut model, &golden);
     let mut optimizer = AdamW::new(AdamWConfig::default(), model.trained()).unwrap();
     let mut grads = model.grads().unwrap();
@@ -83,7 +82,9 @@ fn check(runs: &[&str], base: Base, peak: f64, prepare: impl Fn(&mut Decoder, &V
 
 #[test]
 fn full_fine_tuning_has_the_losses_of_torch_and_trl() {
-    check(&["plain-full", "trl-full"], Base::Trainable, 2e-5, |model, _| model.train_where(|_| true).unwrap());
+    check(&["plain-full", "trl-full"], Base::Trainable, 2e-5, |model, _| {
+        model.train_where(|_| true).unwrap()
+    });
 }
 
 #[test]

@@ -1,6 +1,13 @@
 //! Matrix products on slices, with any strides, into memory that is already there.
+//!
+//! Large ones are our own (`blocked`); small and thin ones go to the `gemm` crate, whose kernels
+//! need no packing.
 
 use rayon::prelude::*;
+
+mod blocked;
+mod kernel;
+mod pack;
 
 /// A matrix to read: element `(i, j)` is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -96,6 +103,9 @@ pub(crate) fn serial(alpha: f32, a: Mat, b: Mat, into: Into, c: MatMut) {
 /// of the result do not depend on the number of threads.
 pub(crate) fn parallel(a: Mat, b: Mat, into: Into, c: MatMut) {
     check(&a, &b, &c);
+    if blocked::pays(c.rows, c.cols, a.cols) {
+        return blocked::product(a, b, into, c);
+    }
     let (tile_rows, tile_cols) = tile_size(c.rows, c.cols, a.cols);
     let tiles_across = c.cols.div_ceil(tile_cols);
     let tiles = c.rows.div_ceil(tile_rows) * tiles_across;
@@ -224,7 +234,15 @@ mod tests {
     #[test]
     fn products_of_every_layout_equal_the_plain_loop() {
         let mut cases = 0;
-        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (64, 200, 33), (300, 70, 130), (1, 600, 40)] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (3, 5, 7),
+            (64, 200, 33),
+            (300, 70, 130),
+            (1, 600, 40),
+            (49, 48, 33),
+            (90, 3100, 800),
+        ] {
             for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
                 let (x, y) = (numbers(m * k, 1), numbers(k * n, 2));
                 let a = if ta { Mat::new(&x, k, m).t() } else { Mat::new(&x, m, k) };
@@ -235,13 +253,13 @@ mod tests {
                 let mut twice = c.clone();
                 parallel(a, b, Into::Accumulate, MatMut::new(&mut twice, m, n));
                 for ((c, twice), want) in c.iter().zip(&twice).zip(&want) {
-                    assert!((c - want).abs() < 1e-4, "{m} {n} {k} {c} {want}");
-                    assert!((twice - 2.0 * want).abs() < 2e-4);
+                    assert!((c - want).abs() < 5e-4, "{m} {n} {k} {c} {want}");
+                    assert!((twice - 2.0 * want).abs() < 1e-3);
                 }
                 cases += 1;
             }
         }
-        assert_eq!(cases, 20);
+        assert_eq!(cases, 28);
     }
 
     #[test]
