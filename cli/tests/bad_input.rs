@@ -129,7 +129,7 @@ fn change_header(place: &Place, change: impl FnOnce(&mut Value)) {
     change(&mut header);
     let mut text = header.to_string();
     // Data stays aligned.
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     let mut changed = (text.len() as u64).to_le_bytes().to_vec();
