@@ -47,6 +47,9 @@ pub struct Options {
     /// Directory of the tokenizer that goes with --init-from
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     tokenizer: Option<PathBuf>,
+    /// Chat template (Jinja) instead of the model's own
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    chat_template: Option<PathBuf>,
     /// PEFT adapter to go on from
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     adapter: Option<PathBuf>,
@@ -56,6 +59,9 @@ pub struct Options {
     /// Format of the rows, where it is not to be detected
     #[arg(long, help_heading = "Model and data")]
     format: Option<String>,
+    /// Column under another name, as prompt=question; repeatable
+    #[arg(long, value_name = "WANTED=OWN", help_heading = "Model and data")]
+    column: Vec<String>,
     /// Held-out data; repeatable
     #[arg(long, value_name = "DATA", help_heading = "Evaluation")]
     eval_data: Vec<String>,
@@ -203,8 +209,10 @@ impl Options {
     pub fn resolve(self) -> anyhow::Result<SftConfig> {
         let mut config = match &self.config {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the recipe `{}`", path.display()))?;
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    let message = format!("cannot read the recipe: {error}");
+                    halter_core::Error::config(message).in_file(path)
+                })?;
                 SftConfig::from_toml(&text, path)?
             }
             None if self.model.is_none() && self.init_from.is_none() && self.data.is_empty() => {
@@ -222,10 +230,12 @@ impl Options {
         set!(microbatch_tokens, max_seq_len, learning_rate, warmup_ratio, adam_beta1, adam_beta2);
         set!(adam_epsilon, weight_decay, max_grad_norm, lora_rank, lora_alpha, lora_dropout);
         set!(save_every, keep_checkpoints, export_dtype);
-        set_some!(model, revision, init_from, tokenizer, adapter, format, max_steps, keep_blocks);
+        set_some!(model, revision, init_from, tokenizer, chat_template, adapter, format, max_steps);
+        set_some!(keep_blocks);
         for (given, field) in [
             (self.data, &mut config.data),
             (self.eval_data, &mut config.eval_data),
+            (self.column, &mut config.column),
             (self.lora_target, &mut config.lora_target),
         ] {
             if !given.is_empty() {
@@ -286,30 +296,44 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.print_json(&outcome)
 }
 
-/// A resumed run has the configuration that it began with; only how long it goes on, and what is
-/// kept of it, may change.
+/// A resumed run has the configuration that it began with; only where it runs and what is kept of
+/// it may change.
 fn resumed_config(options: Options) -> anyhow::Result<SftConfig> {
-    let output = options.clone().resolve()?.output;
-    let path = RunFiles::open(&output)?.config();
+    let given = options.clone().resolve()?;
+    RunDir::check(&given.output, Start::Resume)?;
+    let path = RunFiles::new(&given.output).config();
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read `{}`", path.display()))?;
-    let mut config = SftConfig::from_toml(&text, &path)?;
-    config.output = output;
-    let began_with = config.clone();
-    let wanted = Options { config: Some(path), ..options }.resolve()?;
-    config.save_every = wanted.save_every;
-    config.keep_checkpoints = wanted.keep_checkpoints;
-    config.device.clone_from(&wanted.device);
-    anyhow::ensure!(
-        SftConfig { output: began_with.output.clone(), ..wanted }
-            == SftConfig {
-                save_every: config.save_every,
-                keep_checkpoints: config.keep_checkpoints,
-                device: config.device.clone(),
-                ..began_with
-            },
-        halter_core::Error::config("the options are not those the run began with")
-            .hint("with `--resume`, give `--output` alone; the rest is in its `config.toml`")
-    );
+    let began_with = SftConfig::from_toml(&text, &path)?;
+    // A recipe that is given again must say what it said; without one, the flags alone.
+    let wanted = match options.config {
+        Some(_) => given.clone(),
+        None => Options { config: Some(path), ..options }.resolve()?,
+    };
+    let config = SftConfig {
+        output: given.output,
+        save_every: wanted.save_every,
+        keep_checkpoints: wanted.keep_checkpoints,
+        device: wanted.device.clone(),
+        ..began_with
+    };
+    let wanted = SftConfig { output: config.output.clone(), ..wanted };
+    let (before, after) = (table(&config)?, table(&wanted)?);
+    for key in before.keys().chain(after.keys()) {
+        let shown =
+            |table: &toml::Table| table.get(key).map_or("nothing".into(), |v| v.to_string());
+        if before.get(key) != after.get(key) {
+            let (before, after) = (shown(&before), shown(&after));
+            return Err(halter_core::Error::config(format!(
+                "`{key}` is `{after}`, but the run began with `{before}`"
+            ))
+            .hint("with `--resume`, `--output` alone is enough: the rest is in its `config.toml`")
+            .into());
+        }
+    }
     Ok(config)
+}
+
+fn table(config: &SftConfig) -> anyhow::Result<toml::Table> {
+    Ok(config.to_toml()?.parse()?)
 }

@@ -235,7 +235,7 @@ fn over_long_rows_follow_the_policy() {
     let Outcome::Dropped { reason, num_tokens } = encode(&late, Overlong::Drop, 8) else {
         panic!("not dropped")
     };
-    assert_eq!((reason.as_str(), num_tokens), ("10 tokens, more than max_seq_len 8", 10));
+    assert_eq!((reason.as_str(), num_tokens), ("longer than max_seq_len", 10));
     let Outcome::Cut { rows, num_tokens, num_lost } = encode(&late, Overlong::Truncate, 8) else {
         panic!("not cut")
     };

@@ -27,6 +27,9 @@ pub struct SftConfig {
     /// Directory of the tokenizer that goes with `init_from`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
+    /// A chat template (Jinja) instead of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
     /// A PEFT adapter to go on from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
@@ -35,6 +38,8 @@ pub struct SftConfig {
     /// Format of the rows; detected where it is not stated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// Columns under other names, as `prompt=question`.
+    pub column: Vec<String>,
     /// Data sets of the evaluation.
     pub eval_data: Vec<String>,
     /// Evaluate after this many steps; 0: before and after training only.
@@ -122,9 +127,11 @@ impl Default for SftConfig {
             revision: None,
             init_from: None,
             tokenizer: None,
+            chat_template: None,
             adapter: None,
             data: Vec::new(),
             format: None,
+            column: Vec::new(),
             eval_data: Vec::new(),
             eval_every: 0,
             eval_generate: 0,
@@ -182,12 +189,12 @@ impl SftConfig {
     /// Text that is not TOML, an unknown key, a value of the wrong type.
     pub fn from_toml(text: &str, path: &std::path::Path) -> Result<Self> {
         toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
-            let message = Error::config(error.message().replace('\n', " "));
-            match line {
-                Some(line) => message.at(path, line),
-                None => message.in_file(path),
-            }
+            let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+                return Error::config(error.message().replace('\n', " ")).in_file(path);
+            };
+            let line = before.matches('\n').count();
+            let told = tell(error.message(), text.lines().nth(line).unwrap_or_default());
+            told.at(path, line + 1)
         })
     }
 
@@ -237,7 +244,9 @@ impl SftConfig {
             [("weight-decay", self.weight_decay), ("max-grad-norm", self.max_grad_norm)]
         {
             if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::config(format!("`{name}` is `{value}`: expected 0 or more")));
+                return Err(Error::config(format!(
+                    "`{name}` is `{value}`: expected 0 or more, finite"
+                )));
             }
         }
         if self.data.is_empty() {
@@ -247,10 +256,52 @@ impl SftConfig {
             return Err(Error::config("both `adapter` and `lora-rank` are given")
                 .hint("an adapter has its rank already; leave out `--lora-rank`"));
         }
+        self.fits_together()?;
         if self.lora_rank > 0 {
             self.adapter_config().validate()?;
         }
         self.dtype().map(drop)
+    }
+
+    /// Refuses options that would silently do nothing.
+    fn fits_together(&self) -> Result<()> {
+        if self.init_from.is_some() && self.is_lora() {
+            return Err(Error::config(
+                "an adapter on fresh weights, which are not exported with it",
+            )
+            .hint("train all weights first: leave out `--lora-rank` and `--adapter`"));
+        }
+        let without_rank = [
+            ("lora-target", !self.lora_target.is_empty()),
+            ("lora-dropout", self.lora_dropout != 0.0),
+            ("use-rslora", self.use_rslora),
+        ];
+        let without_data =
+            [("eval-every", self.eval_every > 0), ("eval-generate", self.eval_generate > 0)];
+        let given = |names: &[(&'static str, bool)]| {
+            names.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+        };
+        let refused = match (given(&without_rank), given(&without_data)) {
+            (Some(name), _) if self.adapter.is_some() => {
+                Some((name, "with `adapter`, which says it already", "leave it out"))
+            }
+            (Some(name), _) if self.lora_rank == 0 => {
+                Some((name, "without `lora-rank`", "give the rank with `--lora-rank`"))
+            }
+            (_, Some(name)) if self.eval_data.is_empty() => {
+                Some((name, "without `eval-data`", "give held-out rows with `--eval-data`"))
+            }
+            _ if self.tokenizer.is_some() && self.init_from.is_none() => {
+                Some(("tokenizer", "without `init-from`", "a model has its own tokenizer"))
+            }
+            _ => None,
+        };
+        match refused {
+            Some((name, how, hint)) => {
+                Err(Error::config(format!("`{name}` is given {how}")).hint(hint))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Type of the exported weights.
@@ -306,7 +357,51 @@ impl SftConfig {
             revision: self.revision.clone(),
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
+            chat_template: self.chat_template.clone(),
             template_args: serde_json::Map::new(),
         }
     }
+}
+
+/// Serde's words about a line of the recipe in ours, with the key that it is about.
+fn tell(message: &str, line: &str) -> Error {
+    let key = line.split_once('=').map(|(key, _)| key.trim());
+    if let Some(unknown) = message.strip_prefix("unknown field `") {
+        let mut names = unknown.split('`').step_by(2);
+        let unknown = names.next().unwrap_or_default();
+        let nearest = names.min_by_key(|name| edits(unknown, name));
+        let error = Error::config(format!("no key is called `{unknown}`"));
+        let near = |name: &&str| edits(unknown, name) <= name.len() / 3;
+        return match nearest.filter(near) {
+            Some(name) => error.hint(format!("did you mean `{name}`?")),
+            None => error.hint("keys are the options of `halter sft --help`, with `_` for `-`"),
+        };
+    }
+    let message = message
+        .replace('\n', " ")
+        .replace("expected usize", "expected a whole number, 0 or more")
+        .replace("expected u64", "expected a whole number, 0 or more")
+        .replace("expected f64", "expected a number")
+        .replace("unknown variant", "unknown value");
+    match key {
+        Some(key) if message.contains("expected") && !message.starts_with("key") => {
+            Error::config(format!("`{key}`: {message}"))
+        }
+        _ => Error::config(message),
+    }
+}
+
+/// Levenshtein's distance: letters to add, take away or change.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }

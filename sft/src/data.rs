@@ -6,7 +6,7 @@ use std::sync::Arc;
 use halter_core::Result;
 use halter_core::data::dataset::{DataOptions, DataSpec, Dataset};
 use halter_core::data::encoded::Encoded as Fate;
-use halter_core::data::format::Format;
+use halter_core::data::format::{Columns, Format};
 use halter_core::data::mixture::{Cursor, Mixture};
 use halter_core::data::record::{Origin, Record, Row};
 use halter_core::data::stream::{RowStream, StreamOptions};
@@ -63,7 +63,7 @@ impl Encoder {
             Outcome::Kept(encoded) => Fate::Kept(vec![row(encoded)]),
             Outcome::Cut { rows, num_tokens, .. } => Fate::Cut {
                 kept: rows.into_iter().map(row).collect(),
-                reason: "longer than max-seq-len".into(),
+                reason: "longer than max_seq_len".into(),
                 tokens: num_tokens,
             },
             Outcome::Dropped { reason, num_tokens } => Fate::Dropped { reason, tokens: num_tokens },
@@ -92,7 +92,7 @@ impl Data {
     /// One that cannot be read, or whose format is not known.
     pub fn open(specs: &[String], config: &SftConfig, shuffle: bool) -> Result<Self> {
         let format = config.format.as_deref().map(Format::from_str).transpose()?;
-        let options = DataOptions { format, ..DataOptions::default() };
+        let options = DataOptions { format, columns: Columns::parse(&config.column)? };
         let specs = specs.iter().map(|s| DataSpec::from_str(s)).collect::<Result<Vec<_>>>()?;
         let sets = specs
             .iter()

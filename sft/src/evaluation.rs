@@ -1,6 +1,5 @@
 //! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
 
-use halter_core::Result;
 use halter_core::data::record::Row;
 use halter_core::generate::{Limits, greedy};
 use halter_core::model::Decoder;
@@ -8,6 +7,7 @@ use halter_core::text::encode::Prompt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::train::source::Source;
 use halter_core::verify;
+use halter_core::{Error, Result};
 
 use crate::config::SftConfig;
 use crate::data::{Data, Encoder};
@@ -18,6 +18,7 @@ use crate::step::{self, Figures};
 pub struct Evaluation {
     rows: Vec<Row>,
     prompts: Vec<Prompt>,
+    left_out: usize,
 }
 
 /// What the model said to the prompts.
@@ -47,7 +48,7 @@ impl Evaluation {
     /// Encodes the evaluation data.
     ///
     /// # Errors
-    /// A row that cannot be used: held-out rows are never dropped silently.
+    /// A row that cannot be used, or none at all: held-out rows are never dropped silently.
     pub fn open(config: &SftConfig, encoder: &Encoder) -> Result<Self> {
         let mut evaluation = Self::default();
         if config.eval_data.is_empty() {
@@ -58,11 +59,24 @@ impl Evaluation {
             if evaluation.prompts.len() < config.eval_generate {
                 evaluation.prompts.extend(encoder.prompt(&record));
             }
-            evaluation
-                .rows
-                .extend(encoder.encode(&origin, &record)?.into_kept().into_iter().flatten());
+            match encoder.encode(&origin, &record)?.into_kept() {
+                Some(rows) => evaluation.rows.extend(rows),
+                None => evaluation.left_out += 1,
+            }
+        }
+        if evaluation.rows.is_empty() {
+            return Err(Error::data(format!(
+                "no row to evaluate: all `{}` of `eval-data` were dropped",
+                evaluation.left_out
+            ))
+            .hint("raise `--max-seq-len`, or choose another policy with `--overlong`"));
         }
         Ok(evaluation)
+    }
+
+    /// Records that the policy for over-long rows dropped.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// Whether there is nothing to evaluate.

@@ -7,7 +7,9 @@ use halter_core::model::Decoder;
 use halter_core::model::param::Param;
 use halter_core::model::weights::WeightFiles;
 use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
-use halter_core::model::weights::export::{ExportOptions, ParamData, write_model};
+use halter_core::model::weights::export::{
+    ExportOptions, ParamData, SideFile, write_model, write_side_files,
+};
 use halter_core::train::card::Card;
 use halter_core::train::progress::Progress;
 use halter_core::train::report::Report;
@@ -21,6 +23,8 @@ use crate::config::SftConfig;
 use crate::data::Data;
 use crate::evaluation::{Answers, Evaluation};
 use crate::state::State;
+
+const GENERATION: &str = "generation_config.json";
 
 /// A run after its last step.
 pub struct Finished<'a> {
@@ -118,11 +122,19 @@ fn export(run: &Finished, dir: &RunDir) -> Result<()> {
             data(&format!("{module}.lora_{side}.weight"))
         };
         write_adapter(root, &adapter, &run.source.config, candle_core::DType::F32, factor)?;
+        // As PEFT's users know it: what the prompts are made with goes with the adapter.
+        let of_text = |file: &&SideFile| file.name != GENERATION;
+        let side_files: Vec<SideFile> =
+            run.source.side_files.iter().filter(of_text).cloned().collect();
+        write_side_files(root, &side_files)?;
         return verify_adapter(run, root, &params);
     }
     let options = ExportOptions { dtype, ..ExportOptions::default() };
-    let side_files = &run.source.side_files;
-    write_model(root, &run.source.config, side_files, &options, |spec| data(&spec.name))?;
+    let mut side_files = run.source.side_files.clone();
+    if !side_files.iter().any(|file| file.name == GENERATION) {
+        side_files.push(generation_config(run.source));
+    }
+    write_model(root, &run.source.config, &side_files, &options, |spec| data(&spec.name))?;
     let written = WeightFiles::open(root)?;
     written.check(&run.source.config)?;
     for (name, param) in &params {
@@ -131,6 +143,27 @@ fn export(run: &Finished, dir: &RunDir) -> Result<()> {
         same(name, &found, &expected)?;
     }
     Ok(())
+}
+
+/// Generation settings for a model that came without: where it stops.
+fn generation_config(source: &Source) -> SideFile {
+    let stops: Vec<u32> =
+        source.tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id).collect();
+    let mut settings = serde_json::json!({ "_from_model_config": true });
+    let known = [
+        ("bos_token_id", source.config.bos_token_id),
+        ("pad_token_id", source.config.pad_token_id),
+    ];
+    for (key, id) in known {
+        if let Some(id) = id {
+            settings[key] = id.into();
+        }
+    }
+    settings["eos_token_id"] = match stops.as_slice() {
+        [one] => (*one).into(),
+        all => all.into(),
+    };
+    SideFile::text(GENERATION, format!("{settings:#}\n"))
 }
 
 fn adapter_config(run: &Finished) -> Result<AdapterConfig> {

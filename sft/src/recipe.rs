@@ -63,6 +63,10 @@ impl Prepared {
         }
         let encoder = Encoder::new(config, &source);
         let evaluation = Evaluation::open(config, &encoder)?;
+        if evaluation.left_out() > 0 {
+            let (left_out, rows) = (evaluation.left_out(), evaluation.rows().len());
+            progress.note(&format!("evaluation: {left_out} records left out, {rows} rows used"));
+        }
         let base = if config.is_lora() { Base::Frozen } else { Base::Trainable };
         let mut model = source.decoder(base, &device, config.seed)?;
         match &config.adapter {
@@ -160,6 +164,12 @@ pub fn run(
     if start == Start::Resume {
         let found = store.latest()?;
         found.notices.iter().for_each(|notice| progress.note(notice));
+        if found.checkpoint.is_none() && !found.notices.is_empty() {
+            let message = "every checkpoint of the run is damaged".to_string();
+            return Err(Error::new(ErrorKind::Io, message)
+                .in_file(dir.checkpoints())
+                .hint("put one back from a copy, or begin anew in another `--output`"));
+        }
         if let Some(checkpoint) = found.checkpoint {
             state = State::load(&checkpoint, &fingerprint, &model, &mut optimizer)?;
             progress.note(&format!("resuming after step {}", state.step));
@@ -168,13 +178,13 @@ pub fn run(
         dir.write_config(&config.to_toml()?)?;
     }
     let resumed = state.step > 0;
-    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
-    notices.iter().for_each(|notice| progress.note(notice));
-    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
     let ledger = match resumed {
         true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
         false => Ledger::create(dir.ledger())?,
     };
+    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
+    notices.iter().for_each(|notice| progress.note(notice));
+    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
 
     // Before training.
     if !resumed && !evaluation.is_empty() {
@@ -195,23 +205,44 @@ pub fn run(
     let stream = data.stream(state.cursor, epochs, &encoder)?;
     let mut feed = RowFeed::new(stream, ledger, state.cursor, state.rows_into_record);
     let mut grads = model.grads()?;
+    // The loss of the newest evaluation with its step, and the step of the newest checkpoint.
     let mut last_evaluation = None;
+    let mut saved = resumed.then_some(state.step);
+    if state.step >= total_steps {
+        let step = state.step;
+        progress.note(&format!("the run was complete after step {step}: nothing to train"));
+    }
     progress.begin("training", total_steps, Unit::Steps);
     progress.advance(state.step, "");
     while state.step < total_steps {
         if interrupt.is_set() {
             progress.finish();
-            feed.save_position(&mut state)?;
-            metrics.sync()?;
             dir.keep();
-            state.save(&store, &model, &optimizer)?;
+            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
             let message = format!("interrupted after step {}; checkpoint saved", state.step);
             return Err(Error::new(ErrorKind::Interrupted, message)
                 .hint("run the same command with `--resume` to go on"));
         }
         let started = Instant::now();
-        let rows = feed.next_rows(config.batch_size)?;
+        let rows = match feed.next_rows(config.batch_size) {
+            Ok(rows) => rows,
+            Err(error) => {
+                progress.finish();
+                // The steps before a wrong row are not lost with it.
+                if state.step > 0 && saved != Some(state.step) {
+                    save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
+                    let step = state.step;
+                    progress.note(&format!(
+                        "checkpoint saved after step {step}: `--resume` goes on from there"
+                    ));
+                }
+                return Err(error);
+            }
+        };
         if rows.is_empty() {
+            if state.step == 0 {
+                return Err(nothing_to_train(&feed));
+            }
             progress.note(&format!(
                 "the data ended after step {} of {total_steps}: rows were dropped",
                 state.step
@@ -225,7 +256,7 @@ pub fn run(
         };
         grads.clear()?;
         let figures = accumulate(&model, &rows, options, &grads)?;
-        let grad_norm = finite(grads.norm()?, "gradient norm", &rows)?;
+        let grad_norm = finite(grads.norm()?, &rows, saved)?;
         let learning_rate = schedule.at(state.step);
         check_gradients(&mut state, &model, &grads, schedule)?;
         let clip = match config.max_grad_norm {
@@ -239,6 +270,7 @@ pub fn run(
         state.seconds += seconds;
         state.tokens += figures.tokens as u64;
         state.supervised_tokens += figures.supervised_tokens as u64;
+        feed.note_position(&mut state);
         let mut line = StepMetrics {
             step: state.step,
             epoch: feed.epochs(data.mixture.rows_per_epoch()),
@@ -258,31 +290,45 @@ pub fn run(
             let held_out = evaluation.loss(&model, plan.microbatch_tokens)?;
             line.extra.insert("eval/loss".into(), held_out.loss());
             line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
-            last_evaluation = Some(held_out.loss());
+            last_evaluation = Some((state.step, held_out.loss()));
         }
         metrics.write(&line)?;
         tensorboard.write(&line)?;
         dir.keep();
         progress.advance(state.step, &describe(&figures, grad_norm, seconds));
-        if is_last || (config.save_every > 0 && state.step.is_multiple_of(config.save_every)) {
-            feed.save_position(&mut state)?;
-            metrics.sync()?;
-            state.save(&store, &model, &optimizer)?;
+        if config.save_every > 0 && state.step.is_multiple_of(config.save_every) {
+            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
+            saved = Some(state.step);
         }
     }
     progress.finish();
-    feed.save_position(&mut state)?;
+    // Rows that were dropped after the last step count as well.
+    feed.note_position(&mut state);
+    if saved != Some(state.step) {
+        save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
+    }
+    feed.sync()?;
+    let epochs = feed.epochs(data.mixture.rows_per_epoch());
+    if config.max_steps.is_none() && epochs < config.epochs {
+        progress.note(&format!(
+            "the steps ended after {epochs:.2} of {} epochs: `split` made several rows of a \
+             record; `--max-steps` trains more",
+            config.epochs
+        ));
+    }
     drop((feed, grads, optimizer));
     model.context().pool().release();
 
     // After training.
     let mut answers = Answers::default();
+    let mut loss_after = None;
     if !evaluation.is_empty() {
-        if last_evaluation.is_none() {
-            last_evaluation = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
-        }
+        loss_after = match last_evaluation {
+            Some((step, loss)) if step == state.step => Some(loss),
+            _ => Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss()),
+        };
         answers = evaluation.answers(&model, &source, &config, progress)?;
-        progress.note(&report_evaluation("after", last_evaluation, &answers));
+        progress.note(&report_evaluation("after", loss_after, &answers));
     }
     finish::finish(
         Finished {
@@ -293,12 +339,26 @@ pub fn run(
             model: &model,
             plan: &plan,
             state: &state,
-            loss_after: last_evaluation,
+            loss_after,
             answers_after: answers,
         },
         &dir,
         progress,
     )
+}
+
+/// Saves a checkpoint, after the ledger and the metrics that it counts on.
+fn save(
+    state: &State,
+    feed: &mut RowFeed,
+    metrics: &MetricsWriter,
+    store: &CheckpointStore,
+    model: &Decoder,
+    optimizer: &AdamW,
+) -> Result<()> {
+    feed.sync()?;
+    metrics.sync()?;
+    state.save(store, model, optimizer)
 }
 
 /// Every trained parameter must have a gradient once the first update has moved the model (LoRA's
@@ -323,20 +383,34 @@ fn check_gradients(
     Ok(())
 }
 
-fn finite(value: f64, what: &str, rows: &[Row]) -> Result<f64> {
-    if value.is_finite() {
-        return Ok(value);
+/// No record gave a row.
+fn nothing_to_train(feed: &RowFeed) -> Error {
+    let reasons: Vec<String> =
+        feed.totals().dropped.iter().map(|(reason, count)| format!("`{count}` {reason}")).collect();
+    Error::data(format!("no row to train: all were dropped ({})", reasons.join(", ")))
+        .hint("raise `--max-seq-len`, or choose another policy with `--overlong`")
+}
+
+fn finite(grad_norm: f64, rows: &[Row], saved: Option<u64>) -> Result<f64> {
+    if grad_norm.is_finite() {
+        return Ok(grad_norm);
     }
     let places: Vec<String> = rows
         .iter()
         .take(4)
         .map(|row| format!("{}:{}", row.origin.path.display(), row.origin.line))
         .collect();
+    let hint = match saved {
+        Some(step) => {
+            format!("lower `--learning-rate`; the checkpoint of step {step} is intact")
+        }
+        None => "lower `--learning-rate`, and look at these rows".into(),
+    };
     Err(Error::new(
         ErrorKind::Numeric,
-        format!("the {what} is `{value}` in a step with the rows {}", places.join(", ")),
+        format!("the gradient norm is `{grad_norm}` in a step with the rows {}", places.join(", ")),
     )
-    .hint("lower `--learning-rate`; the last checkpoint is intact"))
+    .hint(hint))
 }
 
 fn describe(figures: &Figures, grad_norm: f64, seconds: f64) -> String {

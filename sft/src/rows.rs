@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use halter_core::Result;
-use halter_core::data::ledger::Ledger;
+use halter_core::data::ledger::{Ledger, LedgerTotals};
 use halter_core::data::mixture::Cursor;
 use halter_core::data::record::Row;
 use halter_core::data::stream::RowStream;
@@ -23,6 +23,8 @@ pub struct RowFeed {
     next: Cursor,
     /// Rows of the record at `cursor` that were used.
     used: usize,
+    /// Where the newest record that gave a row ended.
+    fruitful: Cursor,
     /// Rows to pass over of the first record: they were used before the checkpoint.
     skip: usize,
 }
@@ -35,10 +37,12 @@ impl RowFeed {
         cursor: Cursor,
         used: usize,
     ) -> Self {
-        Self { stream, ledger, waiting: VecDeque::new(), cursor, next: cursor, used: 0, skip: used }
+        let waiting = VecDeque::new();
+        let (next, fruitful) = (cursor, cursor);
+        Self { stream, ledger, waiting, cursor, next, used: 0, fruitful, skip: used }
     }
 
-    /// The next `count` rows; fewer where the data ends.
+    /// The next `count` rows; fewer where the data ends, or where a whole epoch gave none.
     ///
     /// # Errors
     /// A record that would train wrongly.
@@ -61,6 +65,11 @@ impl RowFeed {
             self.waiting = streamed.value.into_kept().unwrap_or_default().into();
             self.waiting.drain(..self.skip.min(self.waiting.len()));
             self.skip = 0;
+            if !self.waiting.is_empty() {
+                self.fruitful = self.next;
+            } else if self.next.epoch > self.fruitful.epoch + 1 {
+                break;
+            }
         }
         Ok(rows)
     }
@@ -70,16 +79,27 @@ impl RowFeed {
         self.next.epoch as f64 + self.next.position as f64 / rows_per_epoch.max(1) as f64
     }
 
-    /// Notes in `state` where to go on, with the ledger on disk.
-    ///
-    /// # Errors
-    /// A full disk.
-    pub fn save_position(&mut self, state: &mut State) -> Result<()> {
+    /// What became of the rows so far.
+    pub fn totals(&self) -> &LedgerTotals {
+        self.ledger.totals()
+    }
+
+    /// Notes in `state` where to go on.
+    pub fn note_position(&self, state: &mut State) {
         (state.cursor, state.rows_into_record) = match self.waiting.is_empty() {
+            // Nothing was taken yet since the checkpoint before, which may stand inside a record.
+            _ if self.skip > 0 => (self.cursor, self.skip),
             true => (self.next, 0),
             false => (self.cursor, self.used),
         };
-        state.ledger = self.ledger.checkpoint()?;
-        Ok(())
+        state.ledger = self.ledger.state().clone();
+    }
+
+    /// Puts the ledger on disk, as a checkpoint needs it.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.ledger.checkpoint().map(drop)
     }
 }

@@ -230,6 +230,11 @@ impl Ledger {
         &self.state.totals
     }
 
+    /// Where the ledger stands; not all of it need be on disk.
+    pub fn state(&self) -> &LedgerState {
+        &self.state
+    }
+
     /// Puts everything noted so far on disk and gives what the checkpoint keeps.
     ///
     /// # Errors

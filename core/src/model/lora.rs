@@ -33,7 +33,8 @@ impl AdapterConfig {
             return Err(Error::config("`lora-rank` is `0`: expected at least 1"));
         }
         if !self.alpha.is_finite() || self.alpha == 0.0 {
-            return Err(Error::config(format!("`lora-alpha` is `{}`", self.alpha)));
+            let message = format!("`lora-alpha` is `{}`: expected a number, not 0", self.alpha);
+            return Err(Error::config(message));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("`lora-dropout` is `{}`: expected 0 ≤ dropout < 1", self.dropout);

@@ -413,7 +413,8 @@ fn fit(mut encoded: Encoded, is_text: bool, options: &EncodeOptions) -> Result<O
         return Ok(Outcome::Kept(encoded));
     };
     let dropped = |why: &str| Outcome::Dropped {
-        reason: format!("{num_tokens} tokens, more than max_seq_len {limit}{why}"),
+        // Without figures: the ledger counts by it.
+        reason: format!("longer than max_seq_len{why}"),
         num_tokens,
     };
     match options.overlong {

@@ -28,6 +28,8 @@ pub struct SourceSpec {
     pub init_from: Option<PathBuf>,
     /// A directory with `tokenizer.json` that goes with `init_from`.
     pub tokenizer: Option<PathBuf>,
+    /// A chat template instead of the model's own.
+    pub chat_template: Option<PathBuf>,
     /// Arguments of the chat template.
     pub template_args: serde_json::Map<String, Value>,
 }
@@ -53,13 +55,27 @@ impl Source {
     /// # Errors
     /// Neither or both of `model` and `init_from`, or files that cannot be used.
     pub fn open(spec: &SourceSpec) -> Result<Self> {
-        match (&spec.model, &spec.init_from) {
+        let mut source = match (&spec.model, &spec.init_from) {
             (Some(model), None) => Self::open_model(model, spec),
             (None, Some(config)) => Self::open_fresh(config, spec),
             (Some(_), Some(_)) => Err(Error::config("both `model` and `init-from` are given")
                 .hint("`--init-from` makes fresh weights; leave out `--model`")),
             (None, None) => Err(Error::config("no model: expected `--model` or `--init-from`")),
+        }?;
+        if let Some(path) = &spec.chat_template {
+            source.take_template(path, spec)?;
         }
+        Ok(source)
+    }
+
+    /// Takes the chat template at `path` in place of the model's, in the export as well.
+    fn take_template(&mut self, path: &Path, spec: &SourceSpec) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let template = ChatTemplate::new(&text).map_err(|error| error.in_file(path))?;
+        self.template = finish(Some(template), &self.tokenizer, spec)?;
+        self.side_files.retain(|file| !file.name.starts_with("chat_template"));
+        self.side_files.push(SideFile::text("chat_template.jinja", text));
+        Ok(())
     }
 
     fn open_model(model: &str, spec: &SourceSpec) -> Result<Self> {
@@ -97,8 +113,10 @@ impl Source {
         let generation = read_json(&dir.join("generation_config.json"))?;
         let tokenizer_config = read_json(&dir.join("tokenizer_config.json"))?;
         let eos_ids = eos_ids(&config, generation.as_ref());
-        let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"), &eos_ids)?;
-        tokenizer.check_fits(config.vocab_size)?;
+        let tokenizer_json = dir.join("tokenizer.json");
+        let tokenizer = Tokenizer::from_file(&tokenizer_json, &eos_ids)?;
+        let fits = tokenizer.check_fits(config.vocab_size);
+        fits.map_err(|error| error.in_file(&tokenizer_json))?;
         let jinja = dir.join("chat_template.jinja");
         let template = match std::fs::read_to_string(&jinja) {
             Ok(text) => Some(ChatTemplate::new(&text).map_err(|error| error.in_file(&jinja))?),

@@ -91,6 +91,18 @@ pub fn write_model(
     written
 }
 
+/// Writes side files alone into `dir`, which must be there: beside an adapter.
+///
+/// # Errors
+/// A file that cannot be read, a directory that cannot be written, a full disk.
+pub fn write_side_files(dir: impl AsRef<Path>, side_files: &[SideFile]) -> Result<()> {
+    let dir = dir.as_ref();
+    let pending =
+        side_files.iter().map(|file| write_side_file(dir, file)).collect::<Result<Vec<_>>>()?;
+    pending.into_iter().try_for_each(|file| file.keep().map(drop))?;
+    sync_dir(dir)
+}
+
 /// Makes a directory; returns the topmost one that was not there.
 pub(super) fn make_dir(dir: &Path) -> Result<Option<PathBuf>> {
     let first = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).last();

@@ -1,0 +1,287 @@
+//! Nothing lost: a run that is killed or interrupted anywhere and resumed ends with the bits of
+//! one that was not.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod place;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use place::{Place, TINY, text};
+
+/// Conversations and long texts, which `split` makes several rows of, with evaluations between.
+const RUN: &[&str] = &[
+    "--data",
+    "t.jsonl",
+    "--overlong",
+    "split",
+    "--max-seq-len",
+    "48",
+    "--batch-size",
+    "3",
+    "--max-steps",
+    "14",
+    "--save-every",
+    "1",
+    "--learning-rate",
+    "1e-2",
+    "--seed",
+    "5",
+    "--microbatch-tokens",
+    "100",
+    "--eval-data",
+    "m.jsonl",
+    "--eval-every",
+    "4",
+    "--eval-generate",
+    "1",
+    "--max-new-tokens",
+    "3",
+];
+
+const LORA: &[&str] =
+    &["--model", "base", "--data", "m.jsonl", "--lora-rank", "4", "--lora-dropout", "0.2"];
+
+fn arguments<'a>(start: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [start, RUN, more].concat()
+}
+
+/// A place with the export of a short run in `base`, for adapters.
+fn place_with_base() -> Place {
+    let place = Place::new();
+    place.done(&[TINY, &["--output", "base", "--max-steps", "1"]].concat());
+    place
+}
+
+/// What a run leaves, less what depends on the clock.
+fn remains(place: &Place, run: &str) -> Vec<(String, Vec<u8>)> {
+    let file = |name: &str| (name.to_string(), place.read(&format!("{run}/{name}")));
+    let mut remains = vec![file("ledger.jsonl"), file("checkpoints/step-14/weights.safetensors")];
+    remains.push(file("checkpoints/step-14/optimizer.safetensors"));
+    for name in ["model.safetensors", "adapter_model.safetensors"] {
+        if place.path(run).join(name).exists() {
+            remains.push(file(name));
+        }
+    }
+    assert_eq!(remains.len(), 4, "an export");
+    let metrics: String = place
+        .text(&format!("{run}/metrics.jsonl"))
+        .lines()
+        .map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            for clock in ["seconds", "tokens_per_second"] {
+                line.as_object_mut().unwrap().remove(clock).unwrap();
+            }
+            format!("{line}\n")
+        })
+        .collect();
+    remains.push(("metrics.jsonl".into(), metrics.into_bytes()));
+    let state = place.text(&format!("{run}/checkpoints/step-14/state.json"));
+    let mut state: Value = serde_json::from_str(&state).unwrap();
+    state["seconds"] = Value::Null;
+    remains.push(("state.json".into(), state.to_string().into_bytes()));
+    remains
+}
+
+#[track_caller]
+fn assert_same(place: &Place, whole: &str, resumed: &str, how: &str) {
+    for ((name, a), (_, b)) in remains(place, whole).into_iter().zip(remains(place, resumed)) {
+        let shown =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(4000).collect::<String>();
+        assert!(a == b, "{name} differs after {how}:\n{}\n{}", shown(&a), shown(&b));
+    }
+    assert_eq!(leftovers(place, resumed), Vec::<String>::new());
+}
+
+/// What a checkpoint that was being written left.
+fn leftovers(place: &Place, run: &str) -> Vec<String> {
+    let entries = fs::read_dir(place.path(run).join("checkpoints")).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with('.'))
+        .collect()
+}
+
+/// SplitMix64: the moments differ with the machine all the same, but not more than they must.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Starts the run, or goes on with it where there is something to go on with.
+fn start(place: &Place, arguments: &[&str], run: &str, stderr: Stdio) -> Child {
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--output", run]);
+    if place.path(run).join("config.toml").exists() {
+        arguments.push("--resume");
+    }
+    place.sft(&arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
+}
+
+/// Waits for the end, but no longer than `limit`.
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait().unwrap() {
+            None if started.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
+            status => return status,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Kills {
+    all: usize,
+    /// Those that left a checkpoint half-written or half-replaced.
+    in_a_checkpoint: usize,
+}
+
+/// Kills the run at random moments until it ends by itself. `whole` is what it takes undisturbed.
+fn killed_again_and_again(
+    place: &Place,
+    arguments: &[&str],
+    run: &str,
+    seed: &mut u64,
+    whole: Duration,
+) -> Kills {
+    let mut kills = Kills::default();
+    // Grows, for the sake of machines that get slower meanwhile.
+    let mut most = whole.as_micros() as u64 / 2;
+    loop {
+        let log = fs::File::create(place.path("stderr")).unwrap();
+        let mut child = start(place, arguments, run, log.into());
+        let limit = Duration::from_micros(random(seed) % most);
+        if let Some(status) = wait(&mut child, limit) {
+            assert!(status.success(), "after {} kills: {}", kills.all, place.text("stderr"));
+            return kills;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills.all += 1;
+        kills.in_a_checkpoint += usize::from(!leftovers(place, run).is_empty());
+        most += most / 50;
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits() {
+    let place = place_with_base();
+    let mut kills = Kills::default();
+    let mut seed = 17;
+    for (name, start) in [("full", TINY), ("lora", LORA)] {
+        let arguments = arguments(start, &[]);
+        let whole = format!("{name}-whole");
+        let started = Instant::now();
+        place.done(&[arguments.as_slice(), &["--output", whole.as_str()]].concat());
+        let taken = started.elapsed();
+        let enough = kills.all + 20;
+        for round in 0.. {
+            let run = format!("{name}-{round}");
+            let killed = killed_again_and_again(&place, &arguments, &run, &mut seed, taken);
+            assert_same(&place, &whole, &run, &format!("{} kills", killed.all));
+            kills.all += killed.all;
+            kills.in_a_checkpoint += killed.in_a_checkpoint;
+            if kills.all >= enough {
+                break;
+            }
+            assert!(round < 50, "only {} kills in {round} runs", kills.all);
+        }
+    }
+    println!("{} kills, {} while a checkpoint was written", kills.all, kills.in_a_checkpoint);
+}
+
+fn press_ctrl_c(child: &Child) {
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+}
+
+#[test]
+fn a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
+    let place = place_with_base();
+    for (name, begin) in [("full", TINY), ("lora", LORA)] {
+        let arguments = arguments(begin, &[]);
+        let whole = format!("{name}-whole");
+        place.done(&[arguments.as_slice(), &["--output", whole.as_str()]].concat());
+        let (mut interruptions, mut at_once) = (0, 0);
+        for round in 0.. {
+            let mut child = start(&place, &arguments, name, Stdio::piped());
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            // Every other time before the first step, where a checkpoint is written again; else
+            // after a few steps.
+            let said = if round % 2 == 1 { "data: " } else { "training: " };
+            assert!(lines.by_ref().any(|line| line.unwrap().starts_with(said)));
+            if round % 2 == 0 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            press_ctrl_c(&child);
+            let rest: Vec<String> = lines.map(Result::unwrap).collect();
+            let status = child.wait().unwrap();
+            if status.success() {
+                break;
+            }
+            let rest = rest.join("\n");
+            assert_eq!(status.code(), Some(130), "{rest}");
+            let end = "; checkpoint saved\nhint: run the same command with `--resume` to go on";
+            assert!(rest.ends_with(end) && rest.contains("\ninterrupted after step "), "{rest}");
+            interruptions += 1;
+            at_once += round % 2;
+        }
+        assert_same(&place, &whole, name, &format!("{interruptions} interruptions"));
+        println!("{name}: {interruptions} interruptions, {at_once} before the first step");
+        assert!(interruptions >= 3, "only {interruptions} interruptions");
+    }
+}
+
+#[test]
+fn a_wrong_row_costs_none_of_the_steps_before_it() {
+    let place = Place::new();
+    let good = place.text("m.jsonl").repeat(5);
+    place.write("m.jsonl", &good);
+    let arguments =
+        [TINY, &["--batch-size", "4", "--no-shuffle", "--data", "t.jsonl", "--output"]].concat();
+    let with = |run, more: &[&str]| {
+        let arguments = [&arguments[..], &[run], more].concat();
+        place.sft(&arguments).output().unwrap()
+    };
+    assert!(with("whole", &[]).status.success());
+    // Beyond the rows that are looked at before the run begins.
+    let lines: Vec<&str> = good.lines().collect();
+    let mut wrong = lines.clone();
+    let spoilt = lines[49].replace("\"It is 3.\"", "7");
+    wrong[49] = &spoilt;
+    assert_ne!(wrong, lines);
+    place.write("m.jsonl", wrong.join("\n") + "\n");
+    let output = with("run", &[]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("checkpoint saved after step 12: `--resume` goes on"), "{stderr}");
+    assert!(stderr.contains("error: m.jsonl:50: "), "{stderr}");
+    place.write("m.jsonl", &good);
+    let output = with("run", &["--resume"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("resuming after step 12"));
+    for file in ["model.safetensors", "ledger.jsonl"] {
+        assert!(
+            place.read(&format!("run/{file}")) == place.read(&format!("whole/{file}")),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn resuming_a_run_that_was_complete_trains_nothing_and_says_so() {
+    let place = Place::new();
+    let arguments = arguments(TINY, &["--output", "run"]);
+    place.done(&arguments);
+    let before = remains(&place, "run");
+    let output = place.done(&["--output", "run", "--resume"]);
+    assert_eq!(remains(&place, "run"), before);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("the run was complete after step 14: nothing to train"), "{stderr}");
+}

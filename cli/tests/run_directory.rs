@@ -1,0 +1,247 @@
+//! What a run leaves, what it prints, and what happens when the disk is full.
+#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+mod place;
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use place::{Place, TINY, text};
+
+#[test]
+fn the_options_are_these() {
+    let output = Place::new().sft(&["--help"]).env("COLUMNS", "100").output().unwrap();
+    assert!(output.status.success());
+    insta::assert_snapshot!("help", text(&output.stdout));
+}
+
+/// Every file of a run directory, and whether it is that of a whole model or of an adapter.
+const ALWAYS: &[&str] = &[
+    "config.toml",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "checkpoints/step-4/weights.safetensors",
+    "checkpoints/step-4/optimizer.safetensors",
+    "checkpoints/step-4/state.json",
+    "checkpoints/step-4/manifest.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "report.html",
+];
+
+#[test]
+fn a_run_leaves_every_file_of_a_run_directory() {
+    let place = Place::new();
+    let options = [
+        "--max-steps",
+        "4",
+        "--batch-size",
+        "2",
+        "--eval-data",
+        "m.jsonl",
+        "--eval-every",
+        "2",
+        "--eval-generate",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ];
+    let full = ["model.safetensors", "config.json", "generation_config.json"];
+    let adapter = ["adapter_model.safetensors", "adapter_config.json"];
+    let lora = ["--model", "full", "--data", "m.jsonl", "--lora-rank", "2"];
+    for (run, start, export) in [("full", TINY, &full[..]), ("lora", &lora[..], &adapter[..])] {
+        let output = place.done(&[start, &options, &["--output", run]].concat());
+        for file in ALWAYS.iter().chain(export) {
+            let size = fs::metadata(place.path(run).join(file)).map(|file| file.len());
+            let may_be_empty = *file == "ledger.jsonl";
+            assert!(size.is_ok_and(|size| size > 0 || may_be_empty), "{run}: no `{file}`");
+        }
+        let events = fs::read_dir(place.path(run).join("tensorboard")).unwrap().count();
+        assert_eq!(events, 1, "event files");
+
+        // stdout is data.
+        let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(outcome["output"], run);
+        assert_eq!(outcome["steps"], 4);
+        assert!(outcome["eval_loss"][1].as_f64() < outcome["eval_loss"][0].as_f64(), "{outcome}");
+        let metrics = place.text(&format!("{run}/metrics.jsonl"));
+        let lines: Vec<Value> =
+            metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 4);
+        for key in [
+            "step",
+            "epoch",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "num_tokens",
+            "supervised_tokens",
+            "tokens_per_second",
+            "seconds",
+        ] {
+            assert!(lines.iter().all(|line| line[key].is_number()), "{key}: {metrics}");
+        }
+        let stderr = text(&output.stderr);
+        for said in ["peak memory: predicted ", "export: read again and equal", "8 rows: 8 kept"] {
+            assert!(stderr.contains(said), "{said}: {stderr}");
+        }
+    }
+    // The configuration can be fed back, and the export is a model.
+    let again = ["--config", "full/config.toml", "--output", "again"];
+    place.done(&again);
+    assert_eq!(place.read("again/model.safetensors"), place.read("full/model.safetensors"));
+    let generation: Value =
+        serde_json::from_slice(&place.read("full/generation_config.json")).unwrap();
+    let stops = generation["eos_token_id"].as_array().unwrap();
+    assert_eq!(stops[0], 9, "the end of a turn");
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let place = Place::new();
+    let output = place.done(&[TINY, &["--dry-run", "--json", "--output", "run"]].concat());
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["steps"], 2);
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn a_template_given_by_the_user_is_used_and_exported() {
+    let place = Place::new();
+    let own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|eot_id|>{% endfor %}\
+        {% if add_generation_prompt %}[assistant] {% endif %}";
+    place.write("own.jinja", own);
+    let short = ["--max-steps", "1", "--output", "run", "--chat-template", "own.jinja"];
+    place.done(&[TINY, &short].concat());
+    assert_eq!(place.text("run/chat_template.jinja"), own);
+}
+
+#[test]
+fn rows_that_split_leaves_over_are_told() {
+    let place = Place::new();
+    let start = ["--init-from", "config.json", "--tokenizer", "tok", "--data", "t.jsonl"];
+    let more = ["--overlong", "split", "--max-seq-len", "20", "--batch-size", "2"];
+    let output = place.done(&[&start[..], &more, &["--output", "run"]].concat());
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("the steps ended after 0.25 of 1 epochs"), "{stderr}");
+}
+
+#[test]
+fn data_that_ends_early_leaves_a_checkpoint_and_its_own_evaluation() {
+    let place = Place::new();
+    // Half of the rows are dropped, so that the data ends after half of the steps.
+    let more = [
+        "--data",
+        "t.jsonl:3",
+        "--overlong",
+        "drop",
+        "--max-seq-len",
+        "48",
+        "--batch-size",
+        "2",
+        "--eval-data",
+        "m.jsonl",
+        "--eval-every",
+        "4",
+        "--output",
+        "run",
+    ];
+    let output = place.done(&[TINY, &more].concat());
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("the data ended after step 6 of 12: rows were dropped"), "{stderr}");
+    assert!(place.path("run/checkpoints/step-6").is_dir());
+    let again = place.done(&["--output", "run", "--resume"]);
+    let last = |text: &str| text.lines().find(|l| l.contains("after training")).map(str::to_string);
+    assert_eq!(last(&stderr), last(&text(&again.stderr)), "another evaluation after resuming");
+}
+
+#[test]
+fn an_outcome_that_cannot_be_printed_is_a_failure() {
+    let Ok(full) = File::options().write(true).open("/dev/full") else {
+        println!("skipped: there is no /dev/full");
+        return;
+    };
+    let place = Place::new();
+    let arguments = [TINY, &["--max-steps", "1", "--output", "run", "--json"]].concat();
+    let output = place.sft(&arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("No space left on device") && !stderr.contains("panicked"), "{stderr}");
+}
+
+/// A file system of a few kilobytes, where the system lets us have one.
+struct SmallDisk<'a> {
+    place: &'a Place,
+}
+
+impl<'a> SmallDisk<'a> {
+    fn mount(place: &'a Place, size: &str) -> Option<Self> {
+        fs::create_dir(place.path("disk")).unwrap();
+        let disk = Self { place };
+        disk.call("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).then_some(disk)
+    }
+
+    fn grow(&self, size: &str) {
+        assert!(self.call("mount", &["-o", &format!("remount,size={size}")]));
+    }
+
+    fn call(&self, program: &str, arguments: &[&str]) -> bool {
+        let mut command = Command::new(program);
+        let command = command.args(arguments).arg(self.place.path("disk"));
+        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        self.call("umount", &[]);
+    }
+}
+
+#[test]
+fn a_run_that_fills_the_disk_goes_on_when_there_is_room() {
+    let place = Place::new();
+    let Some(disk) = SmallDisk::mount(&place, "4k") else {
+        println!("skipped: may not mount a small disk");
+        return;
+    };
+    let options = ["--max-steps", "5", "--batch-size", "2", "--save-every", "1", "--seed", "2"];
+    let arguments = [TINY, &options].concat();
+    place.done(&[&arguments[..], &["--output", "whole"]].concat());
+    let run = |more: &[&str]| {
+        let output = place
+            .sft(&[&arguments[..], &["--output", "disk/run"], more].concat())
+            .output()
+            .unwrap();
+        let stderr = text(&output.stderr);
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        (output.status.code(), stderr)
+    };
+    // No room for anything: nothing is left.
+    let (code, stderr) = run(&[]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("No space left on device"), "{stderr}");
+    assert!(!place.path("disk/run").exists(), "a run without a beginning was left");
+    // More and more room: for the first checkpoint, for the next ones, for the export.
+    let (mut full, mut intact) = (0, 0);
+    for size in (1..).map(|i| format!("{}k", 60 * i)) {
+        disk.grow(&size);
+        let begun = place.path("disk/run/config.toml").exists();
+        let (code, stderr) = run(if begun { &["--resume"] } else { &[] });
+        if code == Some(0) {
+            break;
+        }
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("No space left on device"), "{stderr}");
+        full += 1;
+        intact += usize::from(stderr.contains("free some space and `--resume`"));
+        assert!(full < 50, "{stderr}");
+    }
+    println!("{full} full disks, {intact} of them after a checkpoint");
+    assert!(full >= 3 && intact >= 1, "{full} {intact}");
+    assert_eq!(place.read("disk/run/model.safetensors"), place.read("whole/model.safetensors"));
+}
