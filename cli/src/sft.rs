@@ -207,6 +207,9 @@ impl Options {
                     .with_context(|| format!("cannot read the recipe `{}`", path.display()))?;
                 SftConfig::from_toml(&text, path)?
             }
+            None if self.model.is_none() && self.init_from.is_none() && self.data.is_empty() => {
+                SftConfig::bundled()?
+            }
             None => SftConfig::default(),
         };
         macro_rules! set {

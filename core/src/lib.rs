@@ -3,6 +3,7 @@
 //! The crate prints nothing and knows no command line. See `ARCHITECTURE.md` at the root of the
 //! repository for a map.
 
+pub mod bundled;
 pub mod data;
 pub mod device;
 pub mod error;

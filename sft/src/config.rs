@@ -164,7 +164,18 @@ impl Default for SftConfig {
     }
 }
 
+/// The recipe of a run without model and data.
+const BUNDLED: &str = include_str!("../../examples/recipes/bundled-sft.toml");
+
 impl SftConfig {
+    /// The bundled model on the bundled problems.
+    ///
+    /// # Errors
+    /// Never: the recipe is part of the program.
+    pub fn bundled() -> Result<Self> {
+        Self::from_toml(BUNDLED, std::path::Path::new("examples/recipes/bundled-sft.toml"))
+    }
+
     /// Reads a configuration; keys it does not know are refused.
     ///
     /// # Errors

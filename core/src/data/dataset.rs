@@ -12,7 +12,7 @@ use super::hub::{self, HubId};
 use super::parse::parse;
 use super::reader::{DataFile, ENDINGS, ending};
 use super::record::{Origin, Record};
-use crate::{Error, Result};
+use crate::{Error, Result, bundled};
 
 /// Rows of each file that are looked at to tell the format.
 const DETECT_ROWS: usize = 16;
@@ -87,7 +87,8 @@ impl Dataset {
     /// If there is nothing to read, a file is not what its ending says, no row is there, or the
     /// first rows are of no known format or of several.
     pub fn open(path: &str, options: &DataOptions) -> Result<Self> {
-        let files = find_files(path)?.iter().map(DataFile::open).collect::<Result<Vec<_>>>()?;
+        let bundled = bundled::path(path)?.map(|path| path.display().to_string());
+        let files = find_files(bundled.as_deref().unwrap_or(path))?.iter().map(DataFile::open).collect::<Result<Vec<_>>>()?;
         Self::from_files(path, files, options)
     }
 

@@ -51,6 +51,10 @@ pub trait TokenCount {
     fn tokens(&self) -> usize;
     /// Tokens that are trained.
     fn trained_tokens(&self) -> usize;
+    /// Whether the tokens before every trained part are those that generation would be given.
+    fn prompt_is_prefix(&self) -> bool {
+        true
+    }
 }
 
 impl TokenCount for Row {

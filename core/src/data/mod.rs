@@ -14,6 +14,7 @@ pub mod parse;
 pub mod reader;
 pub mod record;
 pub mod stream;
+pub mod view;
 
 #[cfg(test)]
 mod tests;

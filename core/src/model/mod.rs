@@ -7,6 +7,7 @@ pub mod init;
 pub mod linear;
 mod load;
 pub mod lora;
+pub mod merge;
 pub mod param;
 pub mod weights;
 

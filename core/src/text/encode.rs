@@ -115,7 +115,7 @@ pub struct Prompt {
 }
 
 /// A token of a row, for people to look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Segment {
     /// The token.
     pub id: u32,

@@ -15,7 +15,7 @@ use crate::model::{Base, Decoder};
 use crate::ops::Context;
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, bundled};
 
 /// How the user names the model.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +64,8 @@ impl Source {
 
     fn open_model(model: &str, spec: &SourceSpec) -> Result<Self> {
         let hub = HubOptions { revision: spec.revision.clone(), ..HubOptions::default() };
-        let files = ModelFiles::open(model, &hub)?;
+        let bundled = bundled::path(model)?.map(|path| path.display().to_string());
+        let files = ModelFiles::open(bundled.as_deref().unwrap_or(model), &hub)?;
         let tokenizer_config = Value::Object(files.tokenizer_config.clone());
         let eos_ids = eos_ids(&files.config, files.generation_config.as_ref());
         let tokenizer =

@@ -68,6 +68,9 @@ pub struct Inspection {
     pub mask_share: Option<f64>,
     /// Rows without a trained token, where tokens were counted.
     pub untrained_rows: Option<usize>,
+    /// Rows with a trained part after a context that generation would not be given, where tokens
+    /// were counted.
+    pub unlike_generation: Option<usize>,
     /// Mean length.
     pub mean: f64,
     /// Shortest, quartiles, 95th and 99th percentile and longest (each a row's own length).
@@ -113,6 +116,7 @@ pub struct Inspector {
     counted_tokens: bool,
     trained: u64,
     untrained_rows: usize,
+    unlike_generation: usize,
     scripts: Vec<u64>,
     roles: BTreeMap<String, usize>,
     turns: BTreeMap<usize, usize>,
@@ -135,6 +139,7 @@ impl Inspector {
             counted_tokens: false,
             trained: 0,
             untrained_rows: 0,
+            unlike_generation: 0,
             scripts: vec![0; script::COUNT + 1],
             roles: BTreeMap::new(),
             turns: BTreeMap::new(),
@@ -160,6 +165,7 @@ impl Inspector {
             length = tokens.tokens();
             self.trained += tokens.trained_tokens() as u64;
             self.untrained_rows += usize::from(tokens.trained_tokens() == 0);
+            self.unlike_generation += usize::from(!tokens.prompt_is_prefix());
         }
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_bytes()[..16]);
@@ -209,6 +215,7 @@ impl Inspector {
             over_long_excess: over.iter().map(|&length| (length - limit) as u64).sum(),
             mask_share: trained.filter(|_| total > 0).map(|trained| trained as f64 / total as f64),
             untrained_rows: self.counted_tokens.then_some(self.untrained_rows),
+            unlike_generation: self.counted_tokens.then_some(self.unlike_generation),
             scripts: shares(&self.scripts),
             name: self.name,
             refused: self.refused,

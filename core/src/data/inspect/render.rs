@@ -58,6 +58,10 @@ impl fmt::Display for Inspection {
         if let Some(rows) = self.untrained_rows.filter(|rows| *rows > 0) {
             line(f, "", format!("{} without a trained token", grouped(rows as u64)))?;
         }
+        if let Some(rows) = self.unlike_generation.filter(|rows| *rows > 0) {
+            let what = "trained after a context that generation would not be given";
+            line(f, "", format!("{} {what}", grouped(rows as u64)))?;
+        }
         if let Some(limit) = self.max_seq_len {
             let rows = grouped(self.over_long as u64);
             let excess = grouped(self.over_long_excess);

@@ -1,0 +1,22 @@
+//! Fine-tunes the bundled model from Rust: a configuration and two calls.
+//!
+//! `cargo run --release --example fine_tune`
+
+use halter::SftConfig;
+use halter::core::train::interrupt::Interrupt;
+use halter::core::train::progress::Recorded;
+use halter::core::train::run_dir::Start;
+use halter::sft::recipe::{Prepared, run};
+
+fn main() -> anyhow::Result<()> {
+    let output = std::env::temp_dir().join(format!("halter-fine-tune-{}", std::process::id()));
+    let config = SftConfig { max_steps: Some(20), output, ..SftConfig::bundled()? };
+    let mut progress = Recorded::default();
+    let prepared = Prepared::new(&config, &mut progress)?;
+    let outcome = run(prepared, Start::Fresh, &mut progress, &Interrupt::new())?;
+    for note in progress.notes {
+        println!("{note}");
+    }
+    println!("{} steps, {:.0} tokens/s", outcome.steps, outcome.tokens_per_second);
+    Ok(())
+}
