@@ -10,7 +10,7 @@ use crate::random::Random;
 use crate::templates::{PEOPLE, THINGS};
 
 /// Documents of plain text for pre-training.
-pub const NUM_PRETRAIN: usize = 48_000;
+pub const NUM_PRETRAIN: usize = 30_000;
 /// Conversations for supervised fine-tuning.
 pub const NUM_TRAIN: usize = 2_600;
 /// Conversations held out.
@@ -51,7 +51,7 @@ fn loose(problem: &Problem, kind: usize, random: &mut Random) -> String {
             format!("{text} {steps} {end} {answer}.")
         }
         78..88 => format!("Question: {text}\nAnswer: {steps} The answer is {answer}."),
-        88..92 => format!("Q: {text}\nA: {answer}"),
+        88..92 => format!("{text}\n{steps}"),
         92..96 => format!("Question: {text}\nAnswer: {}\n#### {answer}", problem.solutions[0]),
         _ => format!("A user asks: {text} The assistant says: {steps}"),
     }
