@@ -157,8 +157,11 @@ impl<'a> Iterator for Chunks<'a> {
     }
 }
 
-/// Maximum and log-sum-exp of each row.
-fn row_statistics(logits: &[f32], vocabulary: usize) -> Vec<(f64, f64)> {
+/// Maximum and log-sum-exp of a row.
+type Statistics = (f64, f64);
+
+/// Those of each row.
+fn row_statistics(logits: &[f32], vocabulary: usize) -> Vec<Statistics> {
     let row = |row: &[f32]| {
         vectorize(|| {
             let max = max(row);
@@ -170,7 +173,7 @@ fn row_statistics(logits: &[f32], vocabulary: usize) -> Vec<(f64, f64)> {
 }
 
 /// [`row_statistics`] and each entry's logit, on any device.
-fn composed_statistics(logits: &Tensor, chunk: &Chunk) -> Result<(Vec<(f64, f64)>, Vec<f64>)> {
+fn composed_statistics(logits: &Tensor, chunk: &Chunk) -> Result<(Vec<Statistics>, Vec<f64>)> {
     let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits = logits.to_dtype(wide)?;
     let max = logits.max_keepdim(1)?;
