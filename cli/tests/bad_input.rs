@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Value, json};
 use place::{Place, TINY, config, text};
+use serde_json::{Value, json};
 
 /// A short run's export and an adapter on it, made once and copied.
 struct Models {

@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use place::{Place, TINY, text};
+use serde_json::Value;
 
 /// Conversations and long texts, which `split` makes several rows of, with evaluations between.
 const RUN: &[&str] = &[

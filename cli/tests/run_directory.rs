@@ -6,8 +6,8 @@ mod place;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
 use place::{Place, TINY, text};
+use serde_json::Value;
 
 #[test]
 fn the_options_are_these() {
