@@ -74,6 +74,10 @@ pub struct Rows {
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
 
+    /// Chat template (Jinja) instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+
     /// Which assistant turns are trained
     #[arg(long, value_parser = word::<MaskPolicy>(&["all", "last"]), default_value = "all")]
     mask: MaskPolicy,
@@ -128,6 +132,7 @@ impl Rows {
             revision: self.revision.clone(),
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
+            chat_template: self.chat_template.clone(),
             template_args: serde_json::Map::new(),
         })?;
         let options = EncodeOptions {

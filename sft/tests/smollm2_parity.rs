@@ -1,5 +1,6 @@
 //! Twenty steps of SmolLM2-135M-Instruct against a plain torch loop and TRL
 //! (`oracle/smollm2_sft.py`). Needs the fetched weights; says so where they are missing.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;
 
