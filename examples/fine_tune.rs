@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example fine_tune`
 
+#![allow(clippy::print_stdout)]
+
 use halter::SftConfig;
 use halter::core::train::interrupt::Interrupt;
 use halter::core::train::progress::Recorded;

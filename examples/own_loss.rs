@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example own_loss`
 
+#![allow(clippy::print_stdout)]
+
 use halter::core::device;
 use halter::core::model::lora::is_lora;
 use halter::core::train::pass::scalar;

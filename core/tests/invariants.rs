@@ -1,4 +1,5 @@
 //! What must not change a result: packing, shared prefixes, recomputation, threads.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use candle_core::{DType, Device, Tensor};
 use halter_core::data::batch::PackedBatch;
