@@ -34,12 +34,6 @@ fn what_is_not_a_model() {
         None,
         ModelFiles::open("what is this?", &HubOptions::default()),
     );
-    #[cfg(not(feature = "hub"))]
-    table.case(
-        "a hub id without the feature",
-        None,
-        ModelFiles::open("org/name", &HubOptions::default()),
-    );
 
     let mut with_files = |name: &str, files: &[(&str, &str)]| {
         let dir = table.dir();
@@ -177,4 +171,17 @@ fn what_cannot_be_written() {
     };
     case("a tokenizer that is gone", false, DType::F32, &[gone], 0.0, 0);
     insta::assert_snapshot!(table.finish(7));
+}
+
+#[test]
+#[cfg(not(feature = "hub"))]
+fn a_hub_id_needs_the_feature() {
+    let Err(error) = ModelFiles::open("org/name", &HubOptions::default()) else {
+        panic!("a hub was asked without the feature");
+    };
+    assert_eq!(
+        error.to_string(),
+        "`org/name` is not a directory here, and this build cannot ask a hub"
+    );
+    assert!(error.remedy().is_some_and(|hint| hint.contains("--features hub")));
 }
