@@ -10,9 +10,8 @@ use halter_core::data::format::{Columns, Format};
 use halter_core::data::mixture::{Cursor, Mixture};
 use halter_core::data::record::{Origin, Record, Row};
 use halter_core::data::stream::{RowStream, StreamOptions};
-use halter_core::text::encode::{EncodeOptions, Outcome, Prompt, completion_prompt, encode_sft};
-use halter_core::text::template::ChatTemplate;
-use halter_core::text::tokenizer::Tokenizer;
+use halter_core::data::view;
+use halter_core::text::encode::{EncodeOptions, Outcome, Prompt, completion_prompt};
 use halter_core::train::source::Source;
 
 use crate::config::SftConfig;
@@ -23,16 +22,12 @@ pub type EncodedRows = Fate<Vec<Row>>;
 
 /// Turns records into rows; shared by the threads of the stream.
 #[derive(Clone)]
-pub struct Encoder {
-    tokenizer: Arc<Tokenizer>,
-    template: Option<Arc<ChatTemplate>>,
-    options: EncodeOptions,
-}
+pub struct Encoder(view::Encoder);
 
 impl Encoder {
     /// The encoder of a run.
     pub fn new(config: &SftConfig, source: &Source) -> Self {
-        Self {
+        Self(view::Encoder {
             tokenizer: Arc::new(source.tokenizer.clone()),
             template: source.template.clone(),
             options: EncodeOptions {
@@ -44,7 +39,7 @@ impl Encoder {
                 allow_special_text: config.allow_special_text,
                 vocab_size: Some(source.config.vocab_size),
             },
-        }
+        })
     }
 
     /// What becomes of a record.
@@ -52,8 +47,7 @@ impl Encoder {
     /// # Errors
     /// A record that would train wrongly, with its place.
     pub fn encode(&self, origin: &Origin, record: &Record) -> Result<EncodedRows> {
-        let outcome = encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
-            .map_err(|error| error.at(origin.path.as_path(), origin.line))?;
+        let outcome = self.0.encode(origin, record)?;
         let row = |encoded: halter_core::text::encode::Encoded| Row {
             origin: origin.clone(),
             input_ids: encoded.input_ids,
@@ -72,7 +66,7 @@ impl Encoder {
 
     /// The prompt of a record, for generation; `None` where it has none.
     pub fn prompt(&self, record: &Record) -> Option<Prompt> {
-        completion_prompt(record, &self.tokenizer, self.template.as_deref()).ok()
+        completion_prompt(record, &self.0.tokenizer, self.0.template.as_deref()).ok()
     }
 }
 

@@ -34,7 +34,11 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    fn encode(&self, origin: &Origin, record: &Record) -> Result<Outcome> {
+    /// What becomes of a record.
+    ///
+    /// # Errors
+    /// A record that would train wrongly, with its place.
+    pub fn encode(&self, origin: &Origin, record: &Record) -> Result<Outcome> {
         encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
             .map_err(|error| error.at(&*origin.path, origin.line))
     }
