@@ -1,5 +1,7 @@
 //! Comparisons and golden files for halter's tests.
 
+pub mod gradients;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

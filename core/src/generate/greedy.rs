@@ -7,7 +7,7 @@ use crate::data::batch::PackedBatch;
 use crate::model::Decoder;
 use crate::model::block::Surroundings;
 use crate::model::linear::PassMode;
-use crate::ops::embedding;
+use crate::ops::{embedding, on_a_worker};
 use crate::{Error, Result};
 
 /// Prompts are read in packed batches of about this many tokens.
@@ -43,8 +43,8 @@ pub fn greedy(
     let mut completions = vec![Vec::new(); prompts.len()];
     let mut finished = 0;
     for group in order.chunks(SEQUENCES) {
-        let mut group = Group::prefill(model, prompts, group)?;
-        while group.step(model, limits, &mut completions)? {
+        let mut group = on_a_worker(|| Group::prefill(model, prompts, group))?;
+        while on_a_worker(|| group.step(model, limits, &mut completions))? {
             done(finished + group.finished);
         }
         finished += group.finished;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::weights::StoredTensor;
 use crate::memory::Buffer;
-use crate::ops::{Context, slices};
+use crate::ops::{Context, on_a_worker, slices};
 use crate::{Error, ErrorKind, Result};
 
 /// A named tensor of the model.
@@ -172,27 +172,25 @@ impl Grads {
 
     /// Sets all of them to zero.
     pub fn clear(&mut self) -> Result<()> {
-        for buffer in &self.buffers {
-            if buffer.device().is_cpu() && buffer.dtype() == DType::F32 {
-                slices::write(buffer, |all| {
-                    all.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
-                })?;
-            } else {
-                buffer.zero_set()?;
-            }
-        }
-        Ok(())
+        on_a_worker(|| self.buffers.iter().try_for_each(clear_one))
     }
 
     /// Sum of squares of each buffer, in a fixed order.
     pub fn squared_norms(&self) -> Result<Vec<f64>> {
-        self.buffers.iter().map(squared_norm).collect()
+        on_a_worker(|| self.buffers.iter().map(squared_norm).collect())
     }
 
     /// The norm of all gradients together.
     pub fn norm(&self) -> Result<f64> {
         Ok(self.squared_norms()?.iter().sum::<f64>().sqrt())
     }
+}
+
+fn clear_one(buffer: &Tensor) -> Result<()> {
+    if !(buffer.device().is_cpu() && buffer.dtype() == DType::F32) {
+        return Ok(buffer.zero_set()?);
+    }
+    slices::write(buffer, |all| all.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0)))
 }
 
 fn squared_norm(x: &Tensor) -> Result<f64> {

@@ -1,7 +1,8 @@
 //! The head: per-token log-probabilities, without ever holding the logits of a batch.
 //!
-//! Rows go through in chunks. Forward keeps one number per row, the log-sum-exp; backward computes
-//! the chunk's logits again and turns them into their gradient in place.
+//! Rows go through in chunks. Forward keeps one number per row, the log-sum-exp, and the logits of
+//! the last chunk, whose memory is there anyway; backward begins with these, computes those of the
+//! other chunks again, and turns them into their gradient in place.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -11,9 +12,10 @@ use super::simd::{exp, max, sum, vectorize};
 use super::{Context, slices};
 use crate::Result;
 use crate::data::batch::Target;
+use crate::memory::Buffer;
 
-/// About how many logits a chunk has: 64 MiB in f32.
-const CHUNK_LOGITS: usize = 1 << 24;
+/// Most logits of a chunk: 128 MiB in f32.
+const CHUNK_LOGITS: usize = 1 << 25;
 
 /// What [`forward`] found.
 #[derive(Debug)]
@@ -24,9 +26,11 @@ pub struct Logps {
     lse: Vec<f64>,
     /// For each entry: whether no token is likelier.
     pub is_best: Vec<bool>,
+    /// Logits of the last chunk.
+    last: Option<Buffer>,
 }
 
-/// Rows per chunk for a vocabulary of this size.
+/// Most rows of a chunk for a vocabulary of this size.
 pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
 }
@@ -43,10 +47,10 @@ pub fn forward(
     let mut lse = Vec::with_capacity(rows);
     let mut logps = Vec::with_capacity(entries.len());
     let mut is_best = Vec::with_capacity(entries.len());
+    let mut last = None;
     for chunk in Chunks::new(rows, vocabulary, entries) {
-        let hidden = hidden.narrow(0, chunk.start, chunk.rows)?;
-        let logits = ctx.empty((chunk.rows, vocabulary), &hidden)?;
-        linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
+        drop(last.take());
+        let logits = chunk.logits(ctx, hidden, weight)?;
         let (statistics, picked) = if ctx.is_fused(&logits) {
             let logits = slices::read(&logits)?;
             let pick = |e: &Target| {
@@ -62,10 +66,11 @@ pub fn forward(
             is_best.push(logit >= max);
         }
         lse.extend(statistics.iter().map(|&(_, lse)| lse));
+        last = Some(logits);
     }
     let dtype = if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logps = Tensor::from_vec(logps, entries.len(), hidden.device())?.to_dtype(dtype)?;
-    Ok(Logps { logps, lse, is_best })
+    Ok(Logps { logps, lse, is_best, last })
 }
 
 /// Given d(loss)/d(logps): `dhidden` is written, `dweight` (if wanted) added to.
@@ -75,19 +80,22 @@ pub fn backward(
     hidden: &Tensor,
     weight: &Tensor,
     entries: &[Target],
-    saved: &Logps,
+    mut saved: Logps,
     dlogps: &[f64],
     dhidden: &Tensor,
     dweight: Option<&Tensor>,
 ) -> Result<()> {
     let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
-    let mut done = 0;
-    for chunk in Chunks::new(rows, vocabulary, entries) {
-        let dlogps = &dlogps[done..done + chunk.entries.len()];
-        done += chunk.entries.len();
+    let mut rest = dlogps;
+    let chunks: Vec<Chunk> = Chunks::new(rows, vocabulary, entries).collect();
+    for chunk in chunks.into_iter().rev() {
+        let (before, dlogps) = rest.split_at(rest.len() - chunk.entries.len());
+        rest = before;
+        let logits = match saved.last.take() {
+            Some(logits) => logits,
+            None => chunk.logits(ctx, hidden, weight)?,
+        };
         let hidden = hidden.narrow(0, chunk.start, chunk.rows)?;
-        let logits = ctx.empty((chunk.rows, vocabulary), &hidden)?;
-        linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
         let lse = &saved.lse[chunk.start..chunk.start + chunk.rows];
         // d(logits) of a row = Σ_entries g·(onehot − softmax).
         let mut row_weights = vec![0f64; chunk.rows];
@@ -127,6 +135,15 @@ struct Chunk<'a> {
     entries: &'a [Target],
 }
 
+impl Chunk<'_> {
+    fn logits(&self, ctx: &Context, hidden: &Tensor, weight: &Tensor) -> Result<Buffer> {
+        let hidden = hidden.narrow(0, self.start, self.rows)?;
+        let logits = ctx.empty((self.rows, weight.dim(0)?), &hidden)?;
+        linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
+        Ok(logits)
+    }
+}
+
 struct Chunks<'a> {
     next: usize,
     rows: usize,
@@ -136,7 +153,8 @@ struct Chunks<'a> {
 
 impl<'a> Chunks<'a> {
     fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
-        Self { next: 0, rows, per_chunk: chunk_rows(vocabulary), entries }
+        let chunks = rows.div_ceil(chunk_rows(vocabulary)).max(1);
+        Self { next: 0, rows, per_chunk: rows.div_ceil(chunks), entries }
     }
 }
 

@@ -20,6 +20,9 @@ pub mod rope;
 pub(crate) mod simd;
 pub(crate) mod slices;
 pub mod swiglu;
+mod workers;
+
+pub(crate) use workers::on_a_worker;
 
 /// What an operation needs besides its operands: where scratch comes from, and which form to use.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::param::{Grads, Param};
 use crate::ops::simd::vectorize;
-use crate::ops::{assign, slices};
+use crate::ops::{assign, on_a_worker, slices};
 use crate::{Error, ErrorKind, Result};
 
 /// Elements per task.
@@ -124,6 +124,10 @@ impl AdamW {
             ));
         }
         self.step += 1;
+        on_a_worker(|| self.apply(params, grads, learning_rate, clip))
+    }
+
+    fn apply(&self, params: &[&Param], grads: &Grads, learning_rate: f64, clip: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let power = self.step.min(i32::MAX as u64) as i32;
         for ((param, state), grad) in params.iter().zip(&self.states).zip(grads.buffers()) {

@@ -17,7 +17,7 @@ use crate::model::linear::PassMode;
 use crate::model::param::Grads;
 use crate::ops::logps::{self, Logps};
 use crate::ops::rope::Angles;
-use crate::ops::{Context, clear, embedding, linear, rms_norm};
+use crate::ops::{Context, clear, embedding, linear, on_a_worker, rms_norm};
 use crate::{Error, ErrorKind, Result};
 
 /// How a training pass is run.
@@ -70,6 +70,10 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, or no target.
     pub fn forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
+        on_a_worker(|| self.run_forward(batch, options))
+    }
+
+    fn run_forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, options.mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
@@ -95,10 +99,11 @@ impl Decoder {
     /// # Errors
     /// As [`Self::forward`].
     pub fn evaluate(&self, batch: &PackedBatch, mode: PassMode) -> Result<(Tensor, Vec<bool>)> {
-        let angles = self.angles(&batch.positions)?;
-        let x = self.hidden_states(batch, &angles, mode)?;
-        let head = Head::new(self, batch, &x)?;
-        Ok((head.logps_in_order()?, head.is_best_in_order()))
+        on_a_worker(|| {
+            let x = self.hidden_states(batch, mode)?;
+            let head = Head::new(self, batch, &x)?;
+            Ok((head.logps_in_order()?, head.is_best_in_order()))
+        })
     }
 
     /// Logits of every position, `(tokens, vocabulary)`: for small batches, tests and exports.
@@ -106,9 +111,7 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary.
     pub fn logits(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let angles = self.angles(&batch.positions)?;
-        let x = self.hidden_states(batch, &angles, PassMode::EVALUATE)?;
-        self.logits_of(&x)
+        on_a_worker(|| self.logits_of(&*self.hidden_states(batch, PassMode::EVALUATE)?))
     }
 
     /// Logits `(rows, vocabulary)` of the last block's output `x (rows, hidden)`.
@@ -123,13 +126,9 @@ impl Decoder {
         Ok(logits)
     }
 
-    fn hidden_states(
-        &self,
-        batch: &PackedBatch,
-        angles: &Angles,
-        mode: PassMode,
-    ) -> Result<Buffer> {
-        let at = self.surroundings(batch, angles, mode);
+    fn hidden_states(&self, batch: &PackedBatch, mode: PassMode) -> Result<Buffer> {
+        let angles = self.angles(&batch.positions)?;
+        let at = self.surroundings(batch, &angles, mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
         for block in &self.blocks {
             x = block.forward(at, &x)?.0;
@@ -198,7 +197,7 @@ impl Head {
 
     /// Gradient of the last block's output, from that of the log-probs in the batch's order.
     fn backward(
-        &self,
+        self,
         model: &Decoder,
         tokens: usize,
         dlogps: &[f64],
@@ -213,7 +212,7 @@ impl Head {
             &self.normed,
             &*weight.widened(ctx)?,
             &self.entries,
-            &self.logps,
+            self.logps,
             &dlogps,
             &dnormed,
             weight.grad(grads),
@@ -259,10 +258,13 @@ impl Pass<'_> {
                 format!("the loss has the gradient `{bad}` with respect to a log-prob"),
             ));
         }
+        on_a_worker(|| self.run_backward(&dlogps, grads))
+    }
+
+    fn run_backward(self, dlogps: &[f64], grads: &Grads) -> Result<()> {
         let Self { model, batch, options, angles, mut blocks, head, .. } = self;
         let at = model.surroundings(batch, &angles, options.mode);
-        let d = head.backward(model, batch.len(), &dlogps, grads)?;
-        drop(head);
+        let d = head.backward(model, batch.len(), dlogps, grads)?;
         let lowest = model.lowest_trained_block();
         let first = lowest.unwrap_or(0);
         for (index, block) in model.blocks.iter().enumerate().skip(first).rev() {

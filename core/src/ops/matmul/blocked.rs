@@ -17,10 +17,13 @@ use crate::ops::slices::Shared;
 
 /// Depth of a block: one panel of `a` and one of `b` share the first-level cache.
 const DEPTH: usize = 384;
-/// Rows of a block of `a`, for the second-level cache.
+/// Most rows of a block of `a`, for the second-level cache.
 const ROWS: usize = 168;
-/// Columns of a block of `b`, for the third-level cache.
+/// Blocks of rows that there should be, so that threads end together.
+const BLOCKS: usize = 12;
+/// Columns of `b` that are packed at once, and numbers: they stay in the third-level cache.
 const COLS: usize = 3072;
+const PACKED: usize = 1 << 20;
 /// Panels of `b` that one task packs.
 const PANELS: usize = 4;
 
@@ -46,76 +49,118 @@ pub(super) fn product(a: Mat, b: Mat, into: Into, c: MatMut) {
 
 fn product_with(kernel: Kernel, a: Mat, b: Mat, into: Into, c: MatMut) {
     let (m, n, k, stride) = (c.rows, c.cols, a.cols, c.row_stride);
-    let depth = even_part(k, DEPTH, 8);
     let cols = even_part(n, COLS, kernel.cols);
-    // At least four blocks of rows, so that several threads have work.
-    let rows = even_part(m, ROWS.min(m.div_ceil(4)), kernel.rows);
+    let depth = even_part(k, DEPTH, 8);
+    let reach = (PACKED / cols / depth).max(1) * depth;
+    let panels = m.div_ceil(kernel.rows);
+    let blocks = m.div_ceil(ROWS).max(BLOCKS).min(panels);
+    let first_row = |block: usize| (block * panels / blocks * kernel.rows).min(m);
     let c = Shared::new(c.data);
-    let mut packed = PACKED_B.take();
+    let mut packed_b = PACKED_B.take();
     for col in (0..n).step_by(cols) {
         let width = cols.min(n - col);
-        for start in (0..k).step_by(depth) {
-            let depth = depth.min(k - start);
-            let panels = resized(&mut packed, width.next_multiple_of(kernel.cols) * depth);
-            pack_b(b, col, start, width, depth, kernel.cols, panels);
-            let panels = &*panels;
-            let add = into == Into::Accumulate || start > 0;
-            (0..m.div_ceil(rows)).into_par_iter().for_each(|block| {
-                let row = block * rows;
-                let height = rows.min(m - row);
-                let mut packed = PACKED_A.take();
-                let block = resized(&mut packed, height.next_multiple_of(kernel.rows) * depth);
-                let lines = &a.data[row * a.row_stride + start * a.col_stride..];
-                pack(lines, a.row_stride, a.col_stride, height, depth, kernel.rows, block);
+        for start in (0..k).step_by(reach) {
+            let whole = Part { kernel, col, width, start, depth: reach.min(k - start) };
+            let packed_b = whole.pack(b, depth, &mut packed_b);
+            (0..blocks).into_par_iter().with_max_len(1).for_each(|block| {
+                let (row, end) = (first_row(block), first_row(block + 1));
+                let mut packed_a = PACKED_A.take();
                 // SAFETY: the rows of this block belong to this task.
                 let c = unsafe { c.from(row * stride + col) };
-                let tiles = Tiles { kernel, depth, height, width, stride, add };
-                tiles.run(block, panels, c);
-                PACKED_A.set(packed);
+                for part in whole.parts(depth) {
+                    let add = into == Into::Accumulate || part.start > 0;
+                    let a = part.pack_rows(a, row, end - row, &mut packed_a);
+                    let b = &packed_b[part.offset(start)..];
+                    Tiles { part, height: end - row, stride, add }.run(a, b, c);
+                }
+                PACKED_A.set(packed_a);
             });
         }
     }
-    PACKED_B.set(packed);
+    PACKED_B.set(packed_b);
 }
 
-/// Columns `col..col + width` and rows `start..start + depth` of `b`, as panels.
-fn pack_b(
-    b: Mat,
-    col: usize,
-    start: usize,
-    width: usize,
-    depth: usize,
-    panel: usize,
-    out: &mut [f32],
-) {
-    out.par_chunks_mut(PANELS * panel * depth).enumerate().for_each(|(group, out)| {
-        let skip = group * PANELS * panel;
-        let lines = &b.data[(col + skip) * b.col_stride + start * b.row_stride..];
-        pack(lines, b.col_stride, b.row_stride, width - skip, depth, panel, out);
-    });
-}
-
-/// One block of `a` against one of `b`.
-struct Tiles {
+/// Columns `col..col + width` and rows `start..start + depth` of `b`.
+#[derive(Clone, Copy)]
+struct Part {
     kernel: Kernel,
-    depth: usize,
-    height: usize,
+    col: usize,
     width: usize,
+    start: usize,
+    depth: usize,
+}
+
+impl Part {
+    fn padded_width(&self) -> usize {
+        self.width.next_multiple_of(self.kernel.cols)
+    }
+
+    /// Cut into parts of `depth` rows.
+    fn parts(self, depth: usize) -> impl Iterator<Item = Self> {
+        let end = self.start + self.depth;
+        (self.start..end).step_by(depth).map(move |start| Self {
+            start,
+            depth: depth.min(end - start),
+            ..self
+        })
+    }
+
+    /// Where this part begins among those packed from row `first` on.
+    fn offset(&self, first: usize) -> usize {
+        (self.start - first) * self.padded_width()
+    }
+
+    /// Its parts of `depth` rows one after the other, each as panels; over all threads.
+    fn pack<'a>(&self, b: Mat, depth: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let panel = self.kernel.cols;
+        let out = resized(buffer, self.padded_width() * self.depth);
+        out.par_chunks_mut(self.padded_width() * depth)
+            .zip(self.parts(depth).collect::<Vec<_>>())
+            .for_each(|(out, part)| {
+                let size = PANELS * panel * part.depth;
+                out.par_chunks_mut(size).with_max_len(1).enumerate().for_each(|(group, out)| {
+                    let skip = group * PANELS * panel;
+                    let lines =
+                        &b.data[(part.col + skip) * b.col_stride + part.start * b.row_stride..];
+                    let count = part.width - skip;
+                    pack(lines, b.col_stride, b.row_stride, count, part.depth, panel, out);
+                });
+            });
+        out
+    }
+
+    /// The columns of `a` that meet this part, for the rows from `row` on, as panels.
+    fn pack_rows<'a>(
+        &self,
+        a: Mat,
+        row: usize,
+        height: usize,
+        buffer: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let out = resized(buffer, height.next_multiple_of(self.kernel.rows) * self.depth);
+        let lines = &a.data[row * a.row_stride + self.start * a.col_stride..];
+        pack(lines, a.row_stride, a.col_stride, height, self.depth, self.kernel.rows, out);
+        out
+    }
+}
+
+/// A block of rows of `a` against a part of `b`.
+struct Tiles {
+    part: Part,
+    height: usize,
     stride: usize,
     add: bool,
 }
 
 impl Tiles {
     fn run(&self, a: &[f32], b: &[f32], c: &mut [f32]) {
-        let Self { kernel, depth, stride, add, .. } = *self;
+        let Self { part: Part { kernel, width, depth, .. }, height, stride, add } = *self;
         let mut edge = [0f32; LARGEST_TILE];
-        for (col, b) in
-            (0..self.width).step_by(kernel.cols).zip(b.chunks_exact(kernel.cols * depth))
-        {
-            let cols = kernel.cols.min(self.width - col);
-            let rows = (0..self.height).step_by(kernel.rows);
+        for (col, b) in (0..width).step_by(kernel.cols).zip(b.chunks_exact(kernel.cols * depth)) {
+            let cols = kernel.cols.min(width - col);
+            let rows = (0..height).step_by(kernel.rows);
             for (row, a) in rows.zip(a.chunks_exact(kernel.rows * depth)) {
-                let rows = kernel.rows.min(self.height - row);
+                let rows = kernel.rows.min(height - row);
                 let c = &mut c[row * stride + col..];
                 if rows == kernel.rows && cols == kernel.cols {
                     assert!(c.len() >= (rows - 1) * stride + cols, "tile beyond the result");

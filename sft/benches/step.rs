@@ -1,0 +1,68 @@
+//! A whole step of fine-tuning, in trained tokens a second: four blocks and the head of
+//! SmolLM2-135M with fresh weights, four rows of 512 tokens.
+//!
+//!     cargo bench -p halter-sft --bench step
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use halter_core::data::record::{Origin, Row};
+use halter_core::model::Decoder;
+use halter_core::model::config::ModelConfig;
+use halter_core::model::weights::adapter::AdapterConfig;
+use halter_core::ops::Context;
+use halter_core::train::optimizer::{AdamW, AdamWConfig};
+use halter_sft::step::{StepOptions, accumulate};
+
+fn model() -> Decoder {
+    let json = serde_json::json!({
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 4, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
+        "tie_word_embeddings": true, "hidden_act": "silu",
+    });
+    let config = ModelConfig::from_json(&json, "config.json").unwrap();
+    Decoder::fresh(config, 1, Context::new(&Device::Cpu)).unwrap()
+}
+
+fn rows() -> Vec<Row> {
+    let row = |row: u32| Row {
+        input_ids: (0..512).map(|i| (i * 7919 + row * 31) % 49152).collect(),
+        completion_mask: vec![true; 512],
+        origin: Origin { path: Arc::default(), line: 1 },
+    };
+    (0..4).map(row).collect()
+}
+
+fn bench(c: &mut Criterion, name: &str, model: &Decoder, keep_blocks: usize) {
+    let mut grads = model.grads().unwrap();
+    let mut optimizer = AdamW::new(AdamWConfig::default(), model.trained()).unwrap();
+    let rows = rows();
+    let options = StepOptions { microbatch_tokens: 512, keep_blocks, dropout_seed: None };
+    let mut group = c.benchmark_group("step");
+    group.throughput(Throughput::Elements(4 * 512)).sample_size(10);
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            grads.clear().unwrap();
+            accumulate(model, &rows, options, &grads).unwrap();
+            let norm = grads.norm().unwrap();
+            optimizer.update(&model.trained(), &grads, 1e-5, 1.0 / norm.max(1.0)).unwrap();
+        });
+    });
+    group.finish();
+}
+
+fn steps(c: &mut Criterion) {
+    let mut full = model();
+    full.train_where(|_| true).unwrap();
+    bench(c, "full, activations kept", &full, 4);
+    bench(c, "full, recomputed", &full, 0);
+    let mut lora = model();
+    lora.add_lora(&AdapterConfig::default(), 1).unwrap();
+    bench(c, "lora, activations kept", &lora, 4);
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);
