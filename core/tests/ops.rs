@@ -294,3 +294,32 @@ fn dropouts() {
         },
     );
 }
+
+#[test]
+fn attention_in_whole_tiles() {
+    // Longer than the tiles of queries and keys, with ends that fill none.
+    let span = |parent, start, len, position| Span { parent, start, len, position };
+    let spans = [
+        span(None, 0, 150, 0),
+        span(Some(0), 150, 61, 150),
+        span(Some(0), 211, 200, 150),
+        span(None, 411, 89, 0),
+    ];
+    for (dim, window) in [(64, None), (32, Some(45)), (20, None)] {
+        let shape = attention::Shape { heads: 4, kv_heads: 2, head_dim: dim, window };
+        let inputs = [(1, 4), (2, 2), (3, 2), (4, 4)].map(|(s, h)| numbers(&[500, h * dim], s));
+        let run = |dtype| -> Vec<Tensor> {
+            let [q, k, v, dy] = inputs.each_ref().map(|x| x.to_dtype(dtype).unwrap());
+            let ctx = Context::new(&Device::Cpu);
+            let (output, lse) = attention::forward(&ctx, shape, &spans, &q, &k, &v).unwrap();
+            let saved = attention::Saved { q: &q, k: &k, v: &v, output: &output, lse: &lse };
+            let (dq, dk, dv) = attention::backward(&ctx, shape, &spans, saved, &dy).unwrap();
+            [output, lse, dq, dk, dv].iter().map(|x| x.copy().unwrap()).collect()
+        };
+        // f32 takes the fused form, f64 the composed one.
+        for (i, (fused, composed)) in run(DType::F32).iter().zip(run(DType::F64)).enumerate() {
+            let what = format!("head_dim {dim}, window {window:?}, output {i}");
+            halter_testkit::assert_relative(&what, fused, &composed, 1e-5);
+        }
+    }
+}

@@ -58,7 +58,7 @@ impl LayerCache {
                 .for_each_init(Vec::new, |scores, (((rows, output), q), (k, v))| {
                     rows.keys.extend_from_slice(k);
                     rows.values.extend_from_slice(v);
-                    vectorize(|| rows.attend(shape, q, output, scores));
+                    vectorize!(rows.attend(shape, q, output, scores));
                 });
         })?;
         Ok(output)

@@ -201,7 +201,7 @@ fn squared_norm(x: &Tensor) -> Result<f64> {
     let partial: Vec<f64> = x
         .par_chunks(CHUNK)
         .map(|chunk| {
-            crate::ops::simd::vectorize(|| {
+            crate::ops::simd::vectorize!({
                 let mut lanes = [0f64; 8];
                 let (blocks, rest) = chunk.as_chunks::<8>();
                 for block in blocks {

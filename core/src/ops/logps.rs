@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::linear::{self, Into};
-use super::simd::{exp, max, sum, vectorize};
+use super::simd::{exp, max, sum_exp, vectorize};
 use super::{Context, slices};
 use crate::Result;
 use crate::data::batch::Target;
@@ -107,7 +107,7 @@ pub fn backward(
                 logits.par_chunks_mut(vocabulary).zip(lse).zip(&row_weights).for_each(
                     |((row, &lse), &weight)| {
                         let (lse, weight) = (lse as f32, weight as f32);
-                        vectorize(|| row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
+                        vectorize!(row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
                     },
                 );
                 for (entry, g) in chunk.entries.iter().zip(dlogps) {
@@ -181,9 +181,9 @@ type Statistics = (f64, f64);
 /// Those of each row.
 fn row_statistics(logits: &[f32], vocabulary: usize) -> Vec<Statistics> {
     let row = |row: &[f32]| {
-        vectorize(|| {
+        vectorize!({
             let max = max(row);
-            let total = sum(row.len(), |i| exp(row[i] - max));
+            let total = sum_exp(row, max);
             (f64::from(max), f64::from(max) + f64::from(total).ln())
         })
     };

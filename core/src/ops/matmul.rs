@@ -1,7 +1,7 @@
 //! Matrix products on slices, with any strides, into memory that is already there.
 //!
-//! Large ones are our own (`blocked`); small and thin ones go to the `gemm` crate, whose kernels
-//! need no packing.
+//! Large ones are our own (`blocked`), and small ones whose operands lie suitably; others go to
+//! the `gemm` crate.
 
 use rayon::prelude::*;
 
@@ -41,6 +41,16 @@ impl<'a> Mat<'a> {
             row_stride: self.col_stride,
             col_stride: self.row_stride,
         }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// The rows as panels of `width`, the last one filled up with zeros: see `pack`.
+    pub(crate) fn pack_rows(&self, width: usize, out: &mut [f32]) {
+        pack::pack(self.data, self.row_stride, self.col_stride, self.rows, self.cols, width, out);
     }
 
     fn extent(&self) -> usize {
@@ -88,15 +98,18 @@ pub enum Into {
     Accumulate,
 }
 
-/// `c = alpha·a·b` or `c += alpha·a·b`, on the calling thread.
-pub(crate) fn serial(alpha: f32, a: Mat, b: Mat, into: Into, c: MatMut) {
+/// `c = a·b` or `c += a·b`, on the calling thread.
+pub(crate) fn serial(a: Mat, b: Mat, into: Into, c: MatMut) {
     check(&a, &b, &c);
+    if blocked::goes_directly(&c, &b) {
+        return blocked::direct(a, b, into, c);
+    }
     let rows = 0..c.rows;
     let cols = 0..c.cols;
     let stride = c.row_stride;
     // SAFETY: the constructors checked that all three lie within their memory; `c` is borrowed
     // mutably.
-    unsafe { tile(alpha, a, b, into, c.data.as_mut_ptr(), stride, rows, cols) }
+    unsafe { tile(a, b, into, c.data.as_mut_ptr(), stride, rows, cols) }
 }
 
 /// `c = a·b` or `c += a·b`, over all threads. The tiling depends on the shapes alone, so the bits
@@ -112,7 +125,7 @@ pub(crate) fn parallel(a: Mat, b: Mat, into: Into, c: MatMut) {
     let stride = c.row_stride;
     let (m, n) = (c.rows, c.cols);
     if tiles <= 1 {
-        return serial(1.0, a, b, into, c);
+        return serial(a, b, into, c);
     }
     let base = Shared(c.data.as_mut_ptr());
     (0..tiles).into_par_iter().for_each(|index| {
@@ -122,7 +135,6 @@ pub(crate) fn parallel(a: Mat, b: Mat, into: Into, c: MatMut) {
         // SAFETY: as in `serial`; tiles do not overlap.
         unsafe {
             tile(
-                1.0,
                 a,
                 b,
                 into,
@@ -170,9 +182,7 @@ fn check(a: &Mat, b: &Mat, c: &MatMut) {
 
 /// # Safety
 /// `rows` and `cols` lie within `a`, `b` and the memory at `c`, and nobody else touches that tile.
-#[allow(clippy::too_many_arguments)]
 unsafe fn tile(
-    alpha: f32,
     a: Mat,
     b: Mat,
     into: Into,
@@ -201,7 +211,7 @@ unsafe fn tile(
             b.col_stride as isize,
             b.row_stride as isize,
             1.0,
-            alpha,
+            1.0,
             false,
             false,
             false,

@@ -24,7 +24,7 @@ pub fn forward(ctx: &Context, x: &Tensor, weight: &Tensor, eps: f64) -> Result<(
         let x = slices::read(x)?;
         slices::write(&rstd, |rstd| {
             rstd.par_chunks_mut(ROWS).zip(x.par_chunks(ROWS * hidden)).for_each(|(rstd, x)| {
-                vectorize(|| {
+                vectorize!({
                     for (rstd, x) in rstd.iter_mut().zip(x.chunks_exact(hidden)) {
                         let mean = sum(hidden, |i| x[i] * x[i]) / hidden as f32;
                         *rstd = 1.0 / (mean + eps as f32).sqrt();
@@ -50,7 +50,7 @@ pub fn apply(ctx: &Context, x: &Tensor, rstd: &Tensor, weight: &Tensor) -> Resul
             .zip(x.par_chunks(ROWS * hidden))
             .zip(rstd.par_chunks(ROWS))
             .for_each(|((y, x), rstd)| {
-                vectorize(|| {
+                vectorize!({
                     let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)).zip(rstd);
                     for ((y, x), &rstd) in rows {
                         for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight.iter()) {
@@ -98,7 +98,7 @@ pub fn backward(
                 .zip(rstd.par_chunks(ROWS))
                 .for_each(|(((total, dy), x), rstd)| {
                     total.fill(0.0);
-                    vectorize(|| {
+                    vectorize!({
                         let rows = dy.chunks_exact(hidden).zip(x.chunks_exact(hidden)).zip(rstd);
                         for ((dy, x), &rstd) in rows {
                             for ((total, &dy), &x) in total.iter_mut().zip(dy).zip(x) {
@@ -122,7 +122,7 @@ pub fn backward(
             .zip(x.par_chunks(ROWS * hidden))
             .zip(rstd.par_chunks(ROWS))
             .for_each(|(((dx, dy), x), rstd)| {
-                vectorize(|| {
+                vectorize!({
                     let rows = dx
                         .chunks_exact_mut(hidden)
                         .zip(dy.chunks_exact(hidden))

@@ -103,7 +103,7 @@ impl Angles {
                 .zip(cos.par_chunks(ROWS * half))
                 .zip(sin.par_chunks(ROWS * half))
                 .for_each(|((x, cos), sin)| {
-                    vectorize(|| {
+                    vectorize!({
                         let rows = x
                             .chunks_exact_mut(width)
                             .zip(cos.chunks_exact(half))

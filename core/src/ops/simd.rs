@@ -1,12 +1,24 @@
 //! Code compiled for the widest vectors the machine has, chosen at run time.
 //!
-//! Loops passed to [`vectorize`] are plain Rust that the compiler turns into vector instructions.
+//! Loops passed to [`vectorize!`] are plain Rust that the compiler turns into vector instructions.
 //! Multiplications and additions are not contracted, so results do not depend on whether the
 //! machine has fused multiply-add.
 
-/// Runs `f` compiled for the machine's vector instructions.
+/// The value of an expression, compiled for the machine's vector instructions.
+macro_rules! vectorize {
+    ($body:expr) => {
+        // What is not inlined would be compiled for the plainest machine.
+        $crate::ops::simd::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorize;
+
+/// See [`vectorize!`].
 #[inline(always)]
-pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     struct Body<F>(F);
     impl<R, F: FnOnce() -> R> pulp::WithSimd for Body<F> {
         type Output = R;
@@ -36,6 +48,26 @@ pub(crate) fn sum(n: usize, mut f: impl FnMut(usize) -> f32) -> f32 {
     }
     for (lane, total) in lanes.iter_mut().enumerate().take(n - whole) {
         *total += f(whole + lane);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Σ `e^(x − shift)`, in the order of [`sum`].
+#[inline(always)]
+pub(crate) fn sum_exp(x: &[f32], shift: f32) -> f32 {
+    // Apart from the sum, so that both loops become vector instructions.
+    let mut powers = [0f32; 16 * LANES];
+    let mut lanes = [0f32; LANES];
+    for block in x.chunks(powers.len()) {
+        let powers = &mut powers[..block.len()];
+        for (power, &x) in powers.iter_mut().zip(block) {
+            *power = exp(x - shift);
+        }
+        for powers in powers.chunks(LANES) {
+            for (total, power) in lanes.iter_mut().zip(powers) {
+                *total += power;
+            }
+        }
     }
     fold(lanes, |a, b| a + b)
 }
@@ -81,7 +113,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.8 { 88.8 } else { x };
     let clamped = if clamped < -87.4 { -87.4 } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut p = 1.0 / 5040.0;
     p = p * r + 1.0 / 720.0;
@@ -90,10 +123,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.0 / 6.0;
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.0;
-    // n reaches 128 just below overflow: scale in two steps.
-    let n = n as i32;
-    let scale = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-    let y = p * scale(n / 2) * scale(n - n / 2);
+    // The whole number that rounding left in the lowest bits. It reaches 128 just below overflow:
+    // scale in two steps.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let scale = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
+    let y = p * scale(n >> 1) * scale(n.wrapping_sub(n >> 1));
     let y = if x < -87.336_54 { 0.0 } else { y };
     if x > 88.722_84 { f32::INFINITY } else { y }
 }
@@ -137,10 +171,11 @@ mod tests {
 
     #[test]
     fn sums_and_maxima_agree_with_the_plain_loop() {
-        for n in [0, 1, 15, 16, 17, 100] {
+        for n in [0, 1, 15, 16, 17, 100, 1000] {
             let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 31) as f32 - 20.0).collect();
             assert_eq!(sum(n, |i| x[i]), x.iter().sum::<f32>());
             assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            assert_eq!(sum_exp(&x, 1.0), sum(n, |i| exp(x[i] - 1.0)));
         }
     }
 }

@@ -21,7 +21,7 @@ pub fn forward(ctx: &Context, gate: &Tensor, up: &Tensor) -> Result<Buffer> {
     slices::write(&s, |s| {
         s.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(
             |((s, gate), up)| {
-                vectorize(|| {
+                vectorize!({
                     for ((s, &g), &u) in s.iter_mut().zip(gate).zip(up) {
                         *s = g * sigmoid(g) * u;
                     }
@@ -49,7 +49,7 @@ pub fn backward_in_place(ctx: &Context, gate: &Tensor, up: &Tensor, ds: &Tensor)
             .zip(up.par_chunks_mut(CHUNK))
             .zip(ds.par_chunks(CHUNK))
             .for_each(|((gate, up), ds)| {
-                vectorize(|| {
+                vectorize!({
                     for ((gate, up), &ds) in gate.iter_mut().zip(up).zip(ds) {
                         let (g, u, sig) = (*gate, *up, sigmoid(*gate));
                         *up = ds * (g * sig);

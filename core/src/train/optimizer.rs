@@ -181,7 +181,7 @@ fn update_one(value: &Tensor, state: &State, grad: &Tensor, f: Factors) -> Resul
             .zip(second.par_chunks_mut(CHUNK))
             .zip(grad.par_chunks(CHUNK))
             .for_each(|(((value, first), second), grad)| {
-                vectorize(|| {
+                vectorize!({
                     for (((value, m), v), &g) in value.iter_mut().zip(first).zip(second).zip(grad) {
                         let g = g * clip;
                         *m = *m * beta1 + g * fresh1;

@@ -12,10 +12,12 @@ use crate::Result;
 use crate::data::batch::Span;
 use crate::memory::Buffer;
 
-/// Queries of one tile.
-const QUERIES: usize = 64;
+/// Queries of one tile: a whole number of rows of the product kernels.
+const QUERIES: usize = 56;
 /// Keys of one tile.
 const KEYS: usize = 128;
+/// Keys and values are turned in panels of this many.
+const PANEL: usize = 32;
 
 /// Consecutive queries of one span, and the keys they may see.
 struct QueryTile {
@@ -44,7 +46,8 @@ fn query_tiles(spans: &[Span], index: usize, window: usize) -> Vec<QueryTile> {
                 let too_late = position > last;
                 let too_early = first.saturating_sub(position + key_len - 1) >= window;
                 if !too_late && !too_early {
-                    keys.push((seen.start + skip, key_len, position));
+                    // Keys after the last query are seen by none.
+                    keys.push((seen.start + skip, key_len.min(last + 1 - position), position));
                 }
             }
         }
@@ -104,6 +107,8 @@ pub(super) fn forward(
 
 /// What one task needs besides its operands.
 struct Scratch {
+    /// Keys, or values, turned: panels of `(head_dim, PANEL)`.
+    turned: Vec<f32>,
     /// Scores, then probabilities: `(QUERIES, KEYS)`.
     scores: Vec<f32>,
     /// Gradient of the probabilities, then of the scores.
@@ -118,6 +123,7 @@ struct Scratch {
 impl Scratch {
     fn new(head_dim: usize) -> Self {
         Self {
+            turned: vec![0.0; KEYS * head_dim],
             scores: vec![0.0; QUERIES * KEYS],
             dscores: vec![0.0; QUERIES * KEYS],
             acc: vec![0.0; QUERIES * head_dim],
@@ -147,14 +153,11 @@ impl Scratch {
         for &(start, len, position) in &tile.keys {
             let keys = head_rows(k, start, len, kv_head, shape.kv_heads, dim);
             let values = head_rows(v, start, len, kv_head, shape.kv_heads, dim);
+            products(queries, keys, &mut self.turned, &mut self.scores);
             let scale = shape.scale() as f32;
-            serial(scale, queries, keys.t(), Into::Overwrite, {
-                MatMut::new(&mut self.scores, tile.len, len)
-            });
-            vectorize(|| self.softmax_step(tile, len, position, window, dim));
-            serial(1.0, Mat::new(&self.scores, tile.len, len), values, Into::Accumulate, {
-                MatMut::new(&mut self.acc, tile.len, dim)
-            });
+            vectorize!(self.softmax_step(tile, (position, len), window, dim, scale));
+            let probs = Mat::strided(&self.scores, tile.len, len, KEYS);
+            serial(probs, values, Into::Accumulate, MatMut::new(&mut self.acc, tile.len, dim));
         }
         for i in 0..tile.len {
             let scale = 1.0 / self.total[i];
@@ -169,27 +172,65 @@ impl Scratch {
     fn softmax_step(
         &mut self,
         tile: &QueryTile,
-        len: usize,
-        position: usize,
+        (position, len): (usize, usize),
         window: usize,
         dim: usize,
+        scale: f32,
     ) {
         for i in 0..tile.len {
-            let row = &mut self.scores[i * len..][..len];
+            let row = &mut self.scores[i * KEYS..][..len.next_multiple_of(PANEL)];
             let (from, to) = visible(tile.position + i, position, len, window);
-            row[..from].fill(0.0);
-            row[to..].fill(0.0);
             if from == to {
+                row.fill(0.0);
                 continue;
             }
-            let row = &mut row[from..to];
-            let new_max = max(row).max(self.max[i]);
+            row[..from].fill(f32::NEG_INFINITY);
+            row[to..].fill(f32::NEG_INFINITY);
+            let new_max = (max(row) * scale).max(self.max[i]);
             let rescale = exp(self.max[i] - new_max);
-            row.iter_mut().for_each(|x| *x = exp(*x - new_max));
+            row.iter_mut().for_each(|x| *x = exp(*x * scale - new_max));
             self.total[i] = self.total[i] * rescale + sum(row.len(), |j| row[j]);
             self.max[i] = new_max;
             self.acc[i * dim..][..dim].iter_mut().for_each(|x| *x *= rescale);
         }
+    }
+
+    /// Turns the scores of one key tile into probabilities, and `dscores`, which holds their
+    /// gradient, into that of the scores.
+    #[inline(always)]
+    fn softmax_gradient(
+        &mut self,
+        tile: &QueryTile,
+        (position, len): (usize, usize),
+        window: usize,
+        lse: &[f32],
+        scale: f32,
+    ) {
+        let width = len.next_multiple_of(PANEL);
+        for (i, &lse) in lse.iter().enumerate() {
+            let probs = &mut self.scores[i * KEYS..][..width];
+            let dscores = &mut self.dscores[i * KEYS..][..width];
+            let (from, to) = visible(tile.position + i, position, len, window);
+            probs[..from].fill(f32::NEG_INFINITY);
+            probs[to..].fill(f32::NEG_INFINITY);
+            let mean = self.total[i];
+            for (p, d) in probs.iter_mut().zip(dscores) {
+                *p = exp(*p * scale - lse);
+                *d = *p * (*d - mean) * scale;
+            }
+        }
+    }
+}
+
+/// `out[i·KEYS + j] = rows[i]·others[j]`, with `others` turned into panels on the way. Columns up to
+/// the end of the last panel are written.
+fn products(rows: Mat, others: Mat, turned: &mut [f32], out: &mut [f32]) {
+    let (len, dim) = others.shape();
+    let turned = &mut turned[..len.next_multiple_of(PANEL) * dim];
+    others.pack_rows(PANEL, turned);
+    for (panel, turned) in turned.chunks_exact(PANEL * dim).enumerate() {
+        let out = MatMut::strided(&mut out[panel * PANEL..], rows.shape().0, PANEL, KEYS);
+        serial(rows, Mat::new(turned, dim, PANEL), Into::Overwrite, out);
     }
 }
 
@@ -307,7 +348,7 @@ impl Scratch {
         let dout = head_rows(doutput, tile.start, tile.len, head, heads, dim);
         let first = tile.start * width + head * dim;
         // Σ_keys probs·dprobs = Σ_dim output·doutput; kept in `total`.
-        vectorize(|| {
+        vectorize!({
             for i in 0..tile.len {
                 let (o, d) = (&output[first + i * width..], &doutput[first + i * width..]);
                 self.total[i] = sum(dim, |c| o[c] * d[c]);
@@ -319,39 +360,16 @@ impl Scratch {
             let keys = head_rows(k, start, len, kv_head, shape.kv_heads, dim);
             let values = head_rows(v, start, len, kv_head, shape.kv_heads, dim);
             let at = start * width + head * dim;
-            serial(scale, queries, keys.t(), Into::Overwrite, {
-                MatMut::new(&mut self.scores, tile.len, len)
-            });
-            serial(1.0, dout, values.t(), Into::Overwrite, {
-                MatMut::new(&mut self.dscores, tile.len, len)
-            });
-            vectorize(|| {
-                for (i, &lse) in lse.iter().enumerate() {
-                    let probs = &mut self.scores[i * len..][..len];
-                    let dscores = &mut self.dscores[i * len..][..len];
-                    let (from, to) = visible(tile.position + i, position, len, window);
-                    for range in [0..from, to..len] {
-                        probs[range.clone()].fill(0.0);
-                        dscores[range].fill(0.0);
-                    }
-                    let mean = self.total[i];
-                    for (p, d) in probs[from..to].iter_mut().zip(&mut dscores[from..to]) {
-                        *p = exp(*p - lse);
-                        *d = *p * (*d - mean) * scale;
-                    }
-                }
-            });
-            let probs = Mat::new(&self.scores, tile.len, len);
-            let dscores = Mat::new(&self.dscores, tile.len, len);
+            products(queries, keys, &mut self.turned, &mut self.scores);
+            products(dout, values, &mut self.turned, &mut self.dscores);
+            vectorize!(self.softmax_gradient(tile, (position, len), window, lse, scale));
+            let probs = Mat::strided(&self.scores, tile.len, len, KEYS);
+            let dscores = Mat::strided(&self.dscores, tile.len, len, KEYS);
             // SAFETY: the caller's promise.
             let (dk, dv) = unsafe { (dk.from(at), dv.from(at)) };
-            serial(1.0, probs.t(), dout, Into::Accumulate, MatMut::strided(dv, len, dim, width));
-            serial(1.0, dscores.t(), queries, Into::Accumulate, {
-                MatMut::strided(dk, len, dim, width)
-            });
-            serial(1.0, dscores, keys, Into::Accumulate, {
-                MatMut::new(&mut self.acc, tile.len, dim)
-            });
+            serial(probs.t(), dout, Into::Accumulate, MatMut::strided(dv, len, dim, width));
+            serial(dscores.t(), queries, Into::Accumulate, MatMut::strided(dk, len, dim, width));
+            serial(dscores, keys, Into::Accumulate, MatMut::new(&mut self.acc, tile.len, dim));
         }
         // SAFETY: likewise.
         let dq = unsafe { dq.from(first) };

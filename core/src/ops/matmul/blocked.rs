@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, LARGEST_TILE};
+use super::kernel::{Kernel, LARGEST_TILE, MOST_ROWS, Tile};
 use super::pack::pack;
 use super::{Into, Mat, MatMut};
 use crate::ops::slices::Shared;
@@ -162,25 +162,67 @@ impl Tiles {
             for (row, a) in rows.zip(a.chunks_exact(kernel.rows * depth)) {
                 let rows = kernel.rows.min(height - row);
                 let c = &mut c[row * stride + col..];
-                if rows == kernel.rows && cols == kernel.cols {
+                let mut tile = Tile {
+                    k: depth,
+                    a: [a.as_ptr(); MOST_ROWS],
+                    a_step: 0,
+                    b: b.as_ptr(),
+                    b_stride: 0,
+                    c: c.as_mut_ptr(),
+                    c_stride: stride,
+                    rows,
+                    add,
+                };
+                if cols == kernel.cols {
                     assert!(c.len() >= (rows - 1) * stride + cols, "tile beyond the result");
                     // SAFETY: the panels have `depth` columns and rows; the tile was checked.
-                    unsafe {
-                        (kernel.run)(depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), stride, add);
-                    }
+                    unsafe { (kernel.packed)(&tile) };
                     continue;
                 }
+                (tile.c, tile.c_stride, tile.add) = (edge.as_mut_ptr(), kernel.cols, false);
                 // SAFETY: likewise; `edge` holds the largest tile.
-                unsafe {
-                    let out = edge.as_mut_ptr();
-                    (kernel.run)(depth, a.as_ptr(), b.as_ptr(), out, kernel.cols, false);
-                }
+                unsafe { (kernel.packed)(&tile) };
                 for (r, edge) in edge.chunks_exact(kernel.cols).take(rows).enumerate() {
                     for (c, edge) in c[r * stride..][..cols].iter_mut().zip(edge) {
                         *c = if add { *c + edge } else { *edge };
                     }
                 }
             }
+        }
+    }
+}
+
+/// Whether [`direct`] can compute such a product.
+pub(super) fn goes_directly(c: &MatMut, b: &Mat) -> bool {
+    let kernel = kernel();
+    c.rows >= kernel.rows && c.cols.is_multiple_of(kernel.cols) && b.col_stride == 1 && b.rows > 0
+}
+
+/// A product of operands that lie in a near cache, on the calling thread, without packing.
+pub(super) fn direct(a: Mat, b: Mat, into: Into, c: MatMut) {
+    direct_with(kernel(), a, b, into, c);
+}
+
+fn direct_with(kernel: Kernel, a: Mat, b: Mat, into: Into, c: MatMut) {
+    assert!(c.cols.is_multiple_of(kernel.cols) && b.col_stride == 1 && b.rows > 0);
+    for col in (0..c.cols).step_by(kernel.cols) {
+        for row in (0..c.rows).step_by(kernel.rows) {
+            let rows = kernel.rows.min(c.rows - row);
+            // Rows beyond the last are read from the last, and not written.
+            let row_of_a = |i: usize| a.data[(row + i.min(rows - 1)) * a.row_stride..].as_ptr();
+            let tile = Tile {
+                k: a.cols,
+                a: std::array::from_fn(row_of_a),
+                a_step: a.col_stride,
+                b: b.data[col..].as_ptr(),
+                b_stride: b.row_stride,
+                c: c.data[row * c.row_stride + col..].as_mut_ptr(),
+                c_stride: c.row_stride,
+                rows,
+                add: into == Into::Accumulate,
+            };
+            // SAFETY: the matrices lie within their memory, as their constructors checked.
+            unsafe { (kernel.direct)(&tile) };
         }
     }
 }
@@ -226,5 +268,34 @@ mod tests {
                 assert_eq!(c, want, "{m} {n} {k} with {} × {}", kernel.rows, kernel.cols);
             }
         }
+    }
+
+    #[test]
+    fn every_kernel_reads_operands_as_they_lie() {
+        let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i * 7919 % 13) as f32).collect() };
+        let mut cases = 0;
+        for (m, n, k) in [(1, 32, 1), (14, 64, 5), (33, 32, 70)] {
+            // Rows further apart than they are long, and `a` once as its transpose.
+            let (x, y) = (numbers(m * k + 9 * m), numbers(k * (n + 3)));
+            let b = Mat::strided(&y, k, n, n + 3);
+            for a in [Mat::strided(&x, m, k, k + 9), Mat::strided(&x, k, m, m).t()] {
+                let mut want = vec![1f32; m * n];
+                for i in 0..m {
+                    for j in 0..n {
+                        let product = |p: usize| {
+                            a.data[i * a.row_stride + p * a.col_stride] * y[p * (n + 3) + j]
+                        };
+                        want[i * n + j] += (0..k).map(product).sum::<f32>();
+                    }
+                }
+                for kernel in Kernel::all() {
+                    let mut c = vec![1f32; m * n];
+                    direct_with(kernel, a, b, Into::Accumulate, MatMut::new(&mut c, m, n));
+                    assert_eq!(c, want, "{m} {n} {k} with {} × {}", kernel.rows, kernel.cols);
+                    cases += 1;
+                }
+            }
+        }
+        assert!(cases >= 6);
     }
 }

@@ -1,19 +1,39 @@
 //! The innermost product: a tile of the result held in registers, for each kind of processor.
 
-/// A tile kernel: `c (rows, cols)` gets `a·b` added or written, where `a` is packed as `k`
-/// columns of `rows` numbers and `b` as `k` rows of `cols` numbers.
+/// Most rows of any kernel's tile.
+pub(super) const MOST_ROWS: usize = 14;
+/// Largest `rows · cols` of any kernel.
+pub(super) const LARGEST_TILE: usize = MOST_ROWS * 32;
+
+/// A kernel: `c (rows, cols)` gets `a·b` added or written.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     /// Rows of a tile.
     pub(super) rows: usize,
     /// Columns of a tile.
     pub(super) cols: usize,
-    /// `(k, a, b, c, row stride of c, add)`.
-    pub(super) run: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
+    /// For operands in panels: `a` as `k` columns of `rows` numbers, `b` as `k` rows of `cols`.
+    pub(super) packed: unsafe fn(&Tile),
+    /// For operands as they lie.
+    pub(super) direct: unsafe fn(&Tile),
 }
 
-/// Largest `rows · cols` of any kernel.
-pub(super) const LARGEST_TILE: usize = 14 * 32;
+/// The operands of a kernel.
+pub(super) struct Tile {
+    pub(super) k: usize,
+    /// Where each row of `a` begins; the first one alone for panels. Every entry is readable.
+    pub(super) a: [*const f32; MOST_ROWS],
+    /// From one number of a row of `a` to the next.
+    pub(super) a_step: usize,
+    pub(super) b: *const f32,
+    /// From one row of `b` to the next.
+    pub(super) b_stride: usize,
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    /// Rows of `c` to write.
+    pub(super) rows: usize,
+    pub(super) add: bool,
+}
 
 impl Kernel {
     /// The best kernel of this processor.
@@ -27,10 +47,12 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
-                kernels.push(Self { rows: 14, cols: 32, run: avx512 });
+                let (packed, direct) = (avx512::<true>, avx512::<false>);
+                kernels.push(Self { rows: 14, cols: 32, packed, direct });
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                kernels.push(Self { rows: 6, cols: 16, run: avx2 });
+                let (packed, direct) = (avx2::<true>, avx2::<false>);
+                kernels.push(Self { rows: 6, cols: 16, packed, direct });
             }
         }
         kernels.push(Self::PLAIN);
@@ -38,41 +60,43 @@ impl Kernel {
     }
 
     /// Works everywhere; the compiler uses what vectors the target always has.
-    const PLAIN: Self = Self { rows: 4, cols: 8, run: plain };
+    const PLAIN: Self = Self { rows: 4, cols: 8, packed: plain::<true>, direct: plain::<false> };
 }
 
 /// Vectors of sixteen: 14 × 2 accumulators of the 32 registers.
+///
+/// # Safety
+/// The operands hold what [`Tile`] says, for `k` and this kernel's rows and columns.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(
-    k: usize,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
+unsafe fn avx512<const PACKED: bool>(tile: &Tile) {
     use std::arch::x86_64::{
         _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
         _mm512_storeu_ps,
     };
-    // SAFETY: the caller's panels hold `14·k` and `32·k` numbers, and its tile 14 rows of 32.
+    const ROWS: usize = 14;
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut t = [[_mm512_setzero_ps(); 2]; 14];
-        for _ in 0..k {
+        let mut t = [[_mm512_setzero_ps(); 2]; ROWS];
+        let (mut offset, mut b) = (0, tile.b);
+        for _ in 0..tile.k {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
             for (i, t) in t.iter_mut().enumerate() {
-                let a = _mm512_set1_ps(*a.add(i));
+                let a = if PACKED { tile.a[0].add(offset + i) } else { tile.a[i].add(offset) };
+                let a = _mm512_set1_ps(*a);
                 t[0] = _mm512_fmadd_ps(a, b0, t[0]);
                 t[1] = _mm512_fmadd_ps(a, b1, t[1]);
             }
-            a = a.add(14);
-            b = b.add(32);
+            offset += if PACKED { ROWS } else { tile.a_step };
+            b = b.add(if PACKED { 32 } else { tile.b_stride });
         }
         for (i, t) in t.iter().enumerate() {
+            if i == tile.rows {
+                break;
+            }
             for (j, &t) in t.iter().enumerate() {
-                let at = c.add(i * stride + 16 * j);
-                let value = if add { _mm512_add_ps(t, _mm512_loadu_ps(at)) } else { t };
+                let at = tile.c.add(i * tile.c_stride + 16 * j);
+                let value = if tile.add { _mm512_add_ps(t, _mm512_loadu_ps(at)) } else { t };
                 _mm512_storeu_ps(at, value);
             }
         }
@@ -80,60 +104,70 @@ unsafe fn avx512(
 }
 
 /// Vectors of eight: 6 × 2 accumulators of the 16 registers.
+///
+/// # Safety
+/// As for `avx512`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(
-    k: usize,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    stride: usize,
-    add: bool,
-) {
+unsafe fn avx2<const PACKED: bool>(tile: &Tile) {
     use std::arch::x86_64::{
         _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
         _mm256_storeu_ps,
     };
-    // SAFETY: the caller's panels hold `6·k` and `16·k` numbers, and its tile 6 rows of 16.
+    const ROWS: usize = 6;
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut t = [[_mm256_setzero_ps(); 2]; 6];
-        for _ in 0..k {
+        let mut t = [[_mm256_setzero_ps(); 2]; ROWS];
+        let (mut offset, mut b) = (0, tile.b);
+        for _ in 0..tile.k {
             let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
             for (i, t) in t.iter_mut().enumerate() {
-                let a = _mm256_broadcast_ss(&*a.add(i));
+                let a = if PACKED { tile.a[0].add(offset + i) } else { tile.a[i].add(offset) };
+                let a = _mm256_broadcast_ss(&*a);
                 t[0] = _mm256_fmadd_ps(a, b0, t[0]);
                 t[1] = _mm256_fmadd_ps(a, b1, t[1]);
             }
-            a = a.add(6);
-            b = b.add(16);
+            offset += if PACKED { ROWS } else { tile.a_step };
+            b = b.add(if PACKED { 16 } else { tile.b_stride });
         }
         for (i, t) in t.iter().enumerate() {
+            if i == tile.rows {
+                break;
+            }
             for (j, &t) in t.iter().enumerate() {
-                let at = c.add(i * stride + 8 * j);
-                let value = if add { _mm256_add_ps(t, _mm256_loadu_ps(at)) } else { t };
+                let at = tile.c.add(i * tile.c_stride + 8 * j);
+                let value = if tile.add { _mm256_add_ps(t, _mm256_loadu_ps(at)) } else { t };
                 _mm256_storeu_ps(at, value);
             }
         }
     }
 }
 
-unsafe fn plain(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, add: bool) {
-    let mut t = [[0f32; 8]; 4];
-    // SAFETY: the caller's panels hold `4·k` and `8·k` numbers, and its tile 4 rows of 8.
-    let (a, b) =
-        unsafe { (std::slice::from_raw_parts(a, 4 * k), std::slice::from_raw_parts(b, 8 * k)) };
-    for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(8)) {
-        for (t, a) in t.iter_mut().zip(a) {
+/// # Safety
+/// As for `avx512`.
+unsafe fn plain<const PACKED: bool>(tile: &Tile) {
+    const ROWS: usize = 4;
+    const COLS: usize = 8;
+    let mut t = [[0f32; COLS]; ROWS];
+    for p in 0..tile.k {
+        let stride = if PACKED { COLS } else { tile.b_stride };
+        // SAFETY: the caller's promise.
+        let b = unsafe { &*tile.b.add(p * stride).cast::<[f32; COLS]>() };
+        for (i, t) in t.iter_mut().enumerate() {
+            // SAFETY: likewise.
+            let a = unsafe {
+                if PACKED { *tile.a[0].add(p * ROWS + i) } else { *tile.a[i].add(p * tile.a_step) }
+            };
             for (t, b) in t.iter_mut().zip(b) {
                 *t += a * b;
             }
         }
     }
-    for (i, t) in t.iter().enumerate() {
+    for (i, t) in t.iter().enumerate().take(tile.rows) {
         for (j, t) in t.iter().enumerate() {
             // SAFETY: likewise.
-            let at = unsafe { &mut *c.add(i * stride + j) };
-            *at = if add { *at + t } else { *t };
+            let at = unsafe { &mut *tile.c.add(i * tile.c_stride + j) };
+            *at = if tile.add { *at + t } else { *t };
         }
     }
 }

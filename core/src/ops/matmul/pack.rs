@@ -27,7 +27,7 @@ pub(super) fn pack(
         let data = &data[first * line_stride..];
         match (lines, width, step) {
             _ if lines < width => slowly(data, line_stride, step, lines, k, width, out),
-            _ if line_stride == 1 => vectorize(|| match width {
+            _ if line_stride == 1 => vectorize!(match width {
                 32 => copy::<32>(data, step, out),
                 16 => copy::<16>(data, step, out),
                 14 => copy::<14>(data, step, out),
@@ -35,7 +35,7 @@ pub(super) fn pack(
                 6 => copy::<6>(data, step, out),
                 _ => slowly(data, line_stride, step, lines, k, width, out),
             }),
-            (_, _, 1) => vectorize(|| turn(data, line_stride, k, width, out)),
+            (_, _, 1) => vectorize!(turn(data, line_stride, k, width, out)),
             _ => slowly(data, line_stride, step, lines, k, width, out),
         }
     }
@@ -101,13 +101,15 @@ fn turn(data: &[f32], line_stride: usize, k: usize, width: usize, out: &mut [f32
 /// `LINES` lines of eight numbers, turned.
 #[inline(always)]
 fn square<const LINES: usize>(data: &[f32], line_stride: usize, width: usize, out: &mut [f32]) {
-    let rows: [[f32; SIDE]; LINES] = std::array::from_fn(|i| {
-        let mut row = [0f32; SIDE];
+    let mut rows = [[0f32; SIDE]; LINES];
+    for (i, row) in rows.iter_mut().enumerate() {
         row.copy_from_slice(&data[i * line_stride..][..SIDE]);
-        row
-    });
+    }
     for q in 0..SIDE {
-        let column: [f32; LINES] = std::array::from_fn(|i| rows[i][q]);
+        let mut column = [0f32; LINES];
+        for (number, row) in column.iter_mut().zip(&rows) {
+            *number = row[q];
+        }
         out[q * width..][..LINES].copy_from_slice(&column);
     }
 }
