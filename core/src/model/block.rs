@@ -261,7 +261,7 @@ impl Block {
     ) -> Result<Buffer> {
         let flat = (x.elem_count() / self.shape.head_dim, self.shape.head_dim);
         let dx = ctx.empty(flat, x)?;
-        crate::ops::clear(ctx, &dx)?;
+        crate::ops::clear(&dx)?;
         let (x_flat, dy_flat) = (x.reshape(flat)?, dy.reshape(flat)?);
         let weight = norm.widened(ctx)?;
         rms_norm::backward(ctx, &x_flat, rstd, &weight, &dy_flat, &dx, norm.grad(grads))?;

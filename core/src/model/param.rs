@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::weights::StoredTensor;
 use crate::memory::Buffer;
-use crate::ops::{Context, on_a_worker, slices};
+use crate::ops::{Context, clear, on_a_worker, slices, zeros};
 use crate::{Error, ErrorKind, Result};
 
 /// A named tensor of the model.
@@ -154,14 +154,14 @@ const CHUNK: usize = 1 << 16;
 impl Grads {
     /// Zeros for each of `params`; f32 at least.
     pub fn zeros<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<Self> {
-        let zeros = |param: &Param| -> Result<Tensor> {
+        let like = |param: &Param| -> Result<Tensor> {
             let tensor = param.dense().ok_or_else(|| {
                 Error::new(ErrorKind::Tensor, format!("`{}` cannot be trained", param.name))
             })?;
             let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-            Ok(Tensor::zeros(tensor.shape(), dtype, tensor.device())?)
+            zeros(tensor.shape(), dtype, tensor.device())
         };
-        let buffers = params.into_iter().map(zeros).collect::<Result<_>>()?;
+        let buffers = params.into_iter().map(like).collect::<Result<_>>()?;
         Ok(Self { buffers })
     }
 
@@ -172,7 +172,7 @@ impl Grads {
 
     /// Sets all of them to zero.
     pub fn clear(&mut self) -> Result<()> {
-        on_a_worker(|| self.buffers.iter().try_for_each(clear_one))
+        on_a_worker(|| self.buffers.iter().try_for_each(clear))
     }
 
     /// Sum of squares of each buffer, in a fixed order.
@@ -184,13 +184,6 @@ impl Grads {
     pub fn norm(&self) -> Result<f64> {
         Ok(self.squared_norms()?.iter().sum::<f64>().sqrt())
     }
-}
-
-fn clear_one(buffer: &Tensor) -> Result<()> {
-    if !(buffer.device().is_cpu() && buffer.dtype() == DType::F32) {
-        return Ok(buffer.zero_set()?);
-    }
-    slices::write(buffer, |all| all.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0)))
 }
 
 fn squared_norm(x: &Tensor) -> Result<f64> {

@@ -5,6 +5,7 @@
 //! that runs on any device in any float type. [`Context`] chooses between them.
 
 use candle_core::{DType, Device, Shape, Tensor};
+use rayon::prelude::*;
 
 use crate::Result;
 use crate::memory::{Buffer, Pool};
@@ -95,9 +96,18 @@ pub(crate) fn scale(ctx: &Context, x: &Tensor, factor: f32) -> Result<()> {
 }
 
 /// `x = 0`, in place.
-pub(crate) fn clear(ctx: &Context, x: &Tensor) -> Result<()> {
-    if !ctx.is_fused(x) {
+pub(crate) fn clear(x: &Tensor) -> Result<()> {
+    const CHUNK: usize = 1 << 16;
+    if !(x.device().is_cpu() && x.dtype() == DType::F32) {
         return Ok(x.zero_set()?);
     }
-    slices::write(x, |x| x.fill(0.0))
+    slices::write(x, |x| x.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0)))
+}
+
+/// Zeros that were written. Memory that the system hands out and that is read before it is written
+/// costs two page faults, and the second one interrupts the other threads.
+pub(crate) fn zeros(shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+    let zeros = Tensor::zeros(shape, dtype, device)?;
+    on_a_worker(|| clear(&zeros))?;
+    Ok(zeros)
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::param::{Grads, Param};
 use crate::ops::simd::vectorize;
-use crate::ops::{assign, on_a_worker, slices};
+use crate::ops::{assign, on_a_worker, slices, zeros};
 use crate::{Error, ErrorKind, Result};
 
 /// Elements per task.
@@ -74,7 +74,7 @@ impl AdamW {
             let value = dense(param)?;
             let narrow = matches!(value.dtype(), DType::F16 | DType::BF16);
             let dtype = if narrow { DType::F32 } else { value.dtype() };
-            let zeros = || Tensor::zeros(value.shape(), dtype, value.device());
+            let zeros = || zeros(value.shape(), dtype, value.device());
             let master = if narrow { Some(value.to_dtype(dtype)?) } else { None };
             Ok(State { first: zeros()?, second: zeros()?, master })
         };

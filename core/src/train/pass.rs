@@ -218,12 +218,12 @@ impl Head {
             weight.grad(grads),
         )?;
         let dhidden = ctx.empty(self.hidden.shape(), &self.hidden)?;
-        clear(ctx, &dhidden)?;
+        clear(&dhidden)?;
         let norm = model.norm.widened(ctx)?;
         let dnorm = model.norm.grad(grads);
         rms_norm::backward(ctx, &self.hidden, &self.rstd, &norm, &dnormed, &dhidden, dnorm)?;
         let d = ctx.empty((tokens, model.config.hidden_size), &self.hidden)?;
-        clear(ctx, &d)?;
+        clear(&d)?;
         embedding::backward(ctx, &self.rows, None, &dhidden, &d)?;
         Ok(d)
     }
