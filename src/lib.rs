@@ -3,6 +3,7 @@
 //! The crates under one name, with the types that most programs need at the top. `examples/` has
 //! programs that run as they are.
 
+pub use candle_core as candle;
 pub use halter_core as core;
 pub use halter_sft as sft;
 
