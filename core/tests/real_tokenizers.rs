@@ -4,7 +4,9 @@
 
 mod text_support;
 
+use halter_core::model::weights::gguf::Gguf;
 use halter_core::text::encode::EncodeOptions;
+use halter_core::text::gguf_tokenizer;
 use halter_core::text::tokenizer::Tokenizer;
 use serde_json::Value;
 use text_support::*;
@@ -45,4 +47,37 @@ fn real_tokenizers_give_the_tokens_of_transformers() {
         count += 1;
     }
     println!("{count} tokenizers compared");
+}
+
+/// Vocabularies of llama.cpp, with its own tokens of texts that are hard to split.
+#[test]
+#[allow(clippy::print_stdout)]
+fn tokenizers_rebuilt_from_gguf_give_the_tokens_of_llama_cpp() {
+    let Some(dir) = halter_testkit::asset("gguf-vocabularies") else { return };
+    for name in ["llama-bpe", "llama-spm", "qwen2", "gpt-2"] {
+        let path = dir.join(format!("ggml-vocab-{name}.gguf"));
+        let rebuilt = gguf_tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+        let read =
+            |end: &str| std::fs::read_to_string(format!("{}.{end}", path.display())).unwrap();
+        let (texts, tokens) = (read("inp"), read("out"));
+        const END: &str = "\n__ggml_vocab_test__\n";
+        let texts: Vec<&str> = texts.strip_suffix(END).unwrap_or(&texts).split(END).collect();
+        assert_eq!(texts.len(), tokens.lines().count());
+        let mut wrong = Vec::new();
+        for (text, want) in texts.iter().zip(tokens.lines()) {
+            let want: Vec<u32> = want.split_whitespace().map(|id| id.parse().unwrap()).collect();
+            let got = rebuilt.tokenizer.encode(*text, false).unwrap().get_ids().to_vec();
+            if got != want {
+                wrong.push(format!("{text:?}: {got:?}, llama.cpp has {want:?}"));
+            }
+        }
+        assert!(
+            wrong.is_empty(),
+            "{name}: {} of {}\n{}",
+            wrong.len(),
+            texts.len(),
+            wrong.join("\n")
+        );
+        println!("{name}: {} texts compared", texts.len());
+    }
 }
