@@ -3,15 +3,15 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
-mod place;
+mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use place::{Place, TINY, text};
 use serde_json::Value;
+use support::{Place, TINY, text};
 
 /// Conversations and long texts, which `split` makes several rows of, with evaluations between.
 const RUN: &[&str] = &[

@@ -1,13 +1,13 @@
 //! What a run leaves, what it prints, and what happens when the disk is full.
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
-mod place;
+mod support;
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
-use place::{Place, TINY, text};
 use serde_json::Value;
+use support::{Place, TINY, text};
 
 #[test]
 fn the_options_are_these() {

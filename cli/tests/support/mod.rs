@@ -1,22 +1,40 @@
-//! What the tests of the binary share: running it, and a tiny model with a tokenizer.
-#![allow(dead_code, missing_docs)]
+//! What the tests of the binary share: running it, a tiny model and its data.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    missing_docs,
+    reason = "tests, each of which uses a part of this"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use halter_core::model::config::ModelConfig;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+use tempfile::TempDir;
+
+/// The files that [`Place::new`] writes are enough for a run with these options.
+pub const TINY: &[&str] =
+    &["--init-from", "config.json", "--tokenizer", "tok", "--data", "m.jsonl"];
+
+const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n\
+    {{ message['content'] }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs `halter` in `dir`, so that what it prints names no path of this machine.
-pub fn halter_in(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_halter"))
-        .args(arguments)
+/// `halter` in `dir`, not yet started: what it prints names no path of this machine, and nothing
+/// goes over the network.
+pub fn command<A: AsRef<str>>(dir: &Path, arguments: &[A]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halter"));
+    command
+        .args(arguments.iter().map(AsRef::as_ref))
         .current_dir(dir)
         .env_remove("HALTER_LOG")
         .env_remove("NO_COLOR")
@@ -24,8 +42,13 @@ pub fn halter_in(dir: &Path, arguments: &[&str]) -> Output {
         .env("XDG_CACHE_HOME", dir.join("cache"))
         .env("HF_HUB_OFFLINE", "1")
         .env("HF_HOME", dir.join("no-cache"))
-        .output()
-        .unwrap()
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs `halter` in `dir` to its end.
+pub fn halter_in(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -66,42 +89,103 @@ pub fn failures(dir: &Path, commands: &[&str]) -> String {
     shown
 }
 
-/// A model of zeros in `dir/model`, with the tokenizer of the core's tests and a ChatML template.
+/// The configuration of the tiny model.
+pub fn config() -> serde_json::Value {
+    json!({
+        "model_type": "llama", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "hidden_act": "silu", "eos_token_id": 9,
+    })
+}
+
+/// The tokenizer of the core's tests with a template, in a new directory.
+fn write_tokenizer(dir: &Path, template: &str) {
+    fs::create_dir(dir).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let fixture = root().join("core/tests/fixtures/tiny_chatml").join(name);
+        fs::copy(fixture, dir.join(name)).unwrap();
+    }
+    fs::write(dir.join("chat_template.jinja"), template).unwrap();
+}
+
+/// The tiny model, all zeros, in `dir/model`, with SmolLM2's template.
 pub fn write_model(dir: &Path) {
     let model = dir.join("model");
-    fs::create_dir(&model).unwrap();
-    let fixtures = root().join("core/tests");
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(fixtures.join("fixtures/tiny_chatml").join(name), model.join(name)).unwrap();
-    }
-    fs::copy(fixtures.join("templates/smollm2.jinja"), model.join("chat_template.jinja")).unwrap();
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 520,
-        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
-        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true, "torch_dtype": "float32",
-    });
-    fs::write(model.join("config.json"), config.to_string()).unwrap();
-    let layer = |name: &str| format!("model.layers.0.{name}.weight");
-    let shapes: Vec<(String, Vec<usize>)> = vec![
-        ("model.embed_tokens.weight".into(), vec![520, 8]),
-        ("model.norm.weight".into(), vec![8]),
-        (layer("input_layernorm"), vec![8]),
-        (layer("post_attention_layernorm"), vec![8]),
-        (layer("self_attn.q_proj"), vec![8, 8]),
-        (layer("self_attn.k_proj"), vec![4, 8]),
-        (layer("self_attn.v_proj"), vec![4, 8]),
-        (layer("self_attn.o_proj"), vec![8, 8]),
-        (layer("mlp.gate_proj"), vec![8, 8]),
-        (layer("mlp.up_proj"), vec![8, 8]),
-        (layer("mlp.down_proj"), vec![8, 8]),
-    ];
-    let zeros = vec![0u8; 520 * 8 * 4];
-    let tensors = shapes.into_iter().map(|(name, shape)| {
-        let bytes = 4 * shape.iter().product::<usize>();
-        (name, TensorView::new(Dtype::F32, shape, &zeros[..bytes]).unwrap())
+    let template = fs::read_to_string(root().join("core/tests/templates/smollm2.jinja")).unwrap();
+    write_tokenizer(&model, &template);
+    fs::write(model.join("config.json"), config().to_string()).unwrap();
+    let params = ModelConfig::from_json(&config(), "config.json").unwrap().params();
+    let size = |shape: &[usize]| 4 * shape.iter().product::<usize>();
+    let zeros = vec![0u8; params.iter().map(|param| size(&param.shape)).max().unwrap()];
+    let tensors = params.iter().map(|param| {
+        let bytes = &zeros[..size(&param.shape)];
+        (&param.name, TensorView::new(Dtype::F32, param.shape.clone(), bytes).unwrap())
     });
     let bytes = safetensors::serialize(tensors, None).unwrap();
     fs::write(model.join("model.safetensors"), bytes).unwrap();
+}
+
+/// A folder in which the binary is run; paths in its messages are relative to it.
+pub struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    /// `config.json`, `tok/`, `m.jsonl` (conversations) and `t.jsonl` (long texts).
+    pub fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap() };
+        write_tokenizer(&place.path("tok"), TEMPLATE);
+        place.write("config.json", config().to_string());
+        let question = |i: usize| {
+            json!({ "messages": [
+                { "role": "user", "content": format!("What is {i} plus {}?", i + 1) },
+                { "role": "assistant", "content": format!("It is {}.", 2 * i + 1) },
+            ] })
+        };
+        place.write("m.jsonl", lines((0..12).map(question)));
+        let story = |i| json!({ "text": format!("There were {i} llamas. ").repeat(9) });
+        place.write("t.jsonl", lines((0..4).map(story)));
+        place
+    }
+
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        fs::write(self.path(name), contents).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let path = self.path(name);
+        fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).unwrap()
+    }
+
+    /// `halter sft` with these arguments, not yet started.
+    pub fn sft<A: AsRef<str>>(&self, arguments: &[A]) -> Command {
+        let arguments = arguments.iter().map(AsRef::as_ref);
+        command(self.root(), &std::iter::once("sft").chain(arguments).collect::<Vec<_>>())
+    }
+
+    /// Runs `halter sft` to its end, which must be a good one.
+    #[track_caller]
+    pub fn done<A: AsRef<str>>(&self, arguments: &[A]) -> Output {
+        let output = self.sft(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        output
+    }
+}
+
+/// A JSON value a line.
+pub fn lines(values: impl Iterator<Item = serde_json::Value>) -> String {
+    values.map(|value| format!("{value}\n")).collect()
 }
