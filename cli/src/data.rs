@@ -66,12 +66,13 @@ pub struct Rows {
     #[arg(long)]
     revision: Option<String>,
 
-    /// A config.json instead of a model, with --tokenizer
+    /// A config.json instead of a model; needs --tokenizer
     #[arg(long, value_name = "FILE")]
     init_from: Option<PathBuf>,
 
-    /// Directory of the tokenizer that goes with --init-from
-    #[arg(long, value_name = "DIR")]
+    /// Tokenizer and chat template from this directory, or tokenizer.json, instead of the model's
+    /// own
+    #[arg(long, value_name = "DIR|FILE")]
     tokenizer: Option<PathBuf>,
 
     /// Chat template (Jinja) instead of the model's own

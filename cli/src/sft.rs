@@ -44,8 +44,9 @@ pub struct Options {
     /// Fresh weights from this config.json instead of a model
     #[arg(long, value_name = "FILE", help_heading = "Model and data")]
     init_from: Option<PathBuf>,
-    /// Directory of the tokenizer that goes with --init-from
-    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    /// Tokenizer and chat template from this directory, or tokenizer.json, instead of the model's
+    /// own; needed with --init-from
+    #[arg(long, value_name = "DIR|FILE", help_heading = "Model and data")]
     tokenizer: Option<PathBuf>,
     /// Chat template (Jinja) instead of the model's own
     #[arg(long, value_name = "FILE", help_heading = "Model and data")]

@@ -181,6 +181,12 @@ fn a_config_and_a_tokenizer_do_for_a_model_and_trls_names_are_known() {
     let alias = "data explain --dataset_name chats.jsonl --model_name_or_path model \
                  --max_length 512 --json";
     assert_eq!(fresh, json_lines(dir.path(), alias));
+    fs::rename(dir.path().join("model/tokenizer.json"), dir.path().join("own.json")).unwrap();
+    for beside in ["tokenizer_config.json", "chat_template.jinja"] {
+        fs::copy(dir.path().join("model").join(beside), dir.path().join(beside)).unwrap();
+    }
+    let own = "data explain --data chats.jsonl --model model --tokenizer own.json --json";
+    assert_eq!(fresh, json_lines(dir.path(), own));
     assert_eq!(fresh[0]["fate"], Value::Null);
 }
 

@@ -121,6 +121,30 @@ fn a_template_given_by_the_user_is_used_and_exported() {
 }
 
 #[test]
+fn a_tokenizer_given_by_the_user_is_used_and_exported() {
+    let place = Place::new();
+    let short = ["--max-steps", "1", "--batch-size", "2"];
+    fs::rename(place.path("tok/chat_template.jinja"), place.path("template")).unwrap();
+    let template = serde_json::json!({ "chat_template": place.text("template") });
+    place.write("tok/chat_template.json", template.to_string());
+    place.write("tok/added_tokens.json", "{}");
+    place.done(&[TINY, &short, &["--output", "base"]].concat());
+    for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        fs::remove_file(place.path("base").join(file)).unwrap();
+    }
+    fs::remove_file(place.path("base/chat_template.json")).unwrap();
+    let start = ["--model", "base", "--data", "m.jsonl"];
+    for (run, tokenizer) in [("directory", "tok"), ("file", "tok/tokenizer.json")] {
+        let more = ["--tokenizer", tokenizer, "--output", run];
+        place.done(&[&start[..], &short, &more].concat());
+        assert_eq!(place.text(&format!("{run}/chat_template.jinja")), place.text("template"));
+        assert_eq!(place.text(&format!("{run}/added_tokens.json")), "{}");
+        let export = place.read(&format!("{run}/tokenizer.json"));
+        assert_eq!(export, place.read("tok/tokenizer.json"));
+    }
+}
+
+#[test]
 fn rows_that_split_leaves_over_are_told() {
     let place = Place::new();
     let start = ["--init-from", "config.json", "--tokenizer", "tok", "--data", "t.jsonl"];

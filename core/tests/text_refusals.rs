@@ -127,12 +127,6 @@ fn wrong_rows_are_refused_with_a_reason() {
     line(t, "too long", plain(ids(&[1; 9], &[true; 9]), &chatml, &short));
     let preference = Record::Preference { prompt: None, chosen: text("A"), rejected: text("B") };
     line(t, "preference row", plain(preference, &chatml, &options));
-    line(
-        t,
-        "text has no prompt",
-        completion_prompt(&Record::Text { text: "x".into() }, &chatml, None),
-    );
-    line(t, "tokenizer of another model", chatml.check_fits(500));
     let path = root().join("core/tests/fixtures/tiny_chatml/tokenizer.json");
     let inner = tokenizers::Tokenizer::from_file(path).unwrap();
     let config = json!({"eos_token": "<|nope|>"});

@@ -24,7 +24,8 @@ pub struct SftConfig {
     /// A `config.json` for fresh weights instead of a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
-    /// Directory of the tokenizer that goes with `init_from`.
+    /// Directory of a tokenizer, or its `tokenizer.json`: needed with `init_from`, else instead of
+    /// the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
     /// A chat template (Jinja) instead of the model's own.

@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::Table;
 use super::support::TINY;
+use super::{MODEL, Table};
 
 #[test]
 fn wrong_tokenizers_templates_and_data_are_refused() {
@@ -24,6 +24,12 @@ fn wrong_tokenizers_templates_and_data_are_refused() {
         let mut tokenizer: Value = serde_json::from_slice(&p.read("base/tokenizer.json")).unwrap();
         tokenizer["model"]["vocab"]["zzz"] = json!(600);
         p.write("base/tokenizer.json", tokenizer.to_string());
+    });
+
+    t.case("tokenizer: of another model", MODEL, &["--tokenizer", "tok/tokenizer.json"], |p| {
+        let mut tokenizer: Value = serde_json::from_slice(&p.read("tok/tokenizer.json")).unwrap();
+        tokenizer["model"]["vocab"]["zzz"] = json!(600);
+        p.write("tok/tokenizer.json", tokenizer.to_string());
     });
 
     t.template(

@@ -49,7 +49,7 @@ pub fn merge(
     let options = ExportOptions { dtype, ..ExportOptions::default() };
     let mut written = 0;
     progress.begin("writing", params.len() as u64, Unit::Items);
-    let files = write_model(output, &base.config, base.side_files(), &options, |param| {
+    let files = write_model(output, &base.config, &base.text.side_files, &options, |param| {
         written += 1;
         progress.advance(written, "");
         source.data(param)

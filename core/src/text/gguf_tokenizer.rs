@@ -66,7 +66,8 @@ fn build(gguf: &Gguf) -> Result<GgufTokenizer> {
         other => {
             return Err(Error::text(format!(
                 "unknown tokenizer model `{other}`: expected `gpt2` or `llama`"
-            )));
+            ))
+            .hint("give the checkpoint's `tokenizer.json` with `--tokenizer`"));
         }
     };
     let special = SpecialTokens::read(gguf, &vocabulary, parts.adds_bos)?;
@@ -100,7 +101,7 @@ fn inconsistent(error: &str) -> Error {
 
 fn missing(name: &str) -> Error {
     Error::text(format!("`tokenizer.ggml.{name}` is missing from the file's metadata"))
-        .hint("give a tokenizer of your own, or use the safetensors checkpoint")
+        .hint("give a tokenizer of your own with `--tokenizer`, or use the safetensors checkpoint")
 }
 
 fn vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
@@ -165,7 +166,9 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Parts> {
                 "unknown pre-tokenizer `{other}` in `tokenizer.ggml.pre`: expected `llama-bpe`, \
                  `qwen2`, `smollm`, `tekken`, `gpt-2` or `default`"
             ))
-            .hint("use the safetensors checkpoint, whose `tokenizer.json` says how to split"));
+            .hint(
+                "give the `tokenizer.json` of the checkpoint, which says how, with `--tokenizer`",
+            ));
         }
     };
     let merges = gguf.strings("tokenizer.ggml.merges")?.ok_or_else(|| missing("merges"))?;
@@ -385,7 +388,7 @@ fn check_round_trip(
                 back.escape_debug(),
                 text.escape_debug()
             ))
-            .hint("the vocabulary lacks bytes; give a tokenizer of your own"));
+            .hint("the vocabulary lacks bytes; give a tokenizer of your own with `--tokenizer`"));
         }
     }
     for (id, &token) in vocabulary.tokens.iter().enumerate() {

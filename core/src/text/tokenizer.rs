@@ -292,22 +292,6 @@ impl Tokenizer {
         if before { full[..at].to_vec() } else { full[at + plain.len()..].to_vec() }
     }
 
-    /// Checks that every token has a row in an embedding of `rows` rows.
-    ///
-    /// # Errors
-    /// Names the first token that has none.
-    pub fn check_fits(&self, rows: usize) -> Result<()> {
-        let vocab = self.inner.get_vocab(true);
-        let beyond = vocab.into_iter().filter(|(_, id)| *id as usize >= rows);
-        match beyond.min_by_key(|(_, id)| *id) {
-            None => Ok(()),
-            Some((token, id)) => Err(Error::text(format!(
-                "token `{token}` has id `{id}`, but the model's embedding has `{rows}` rows"
-            ))
-            .hint("the tokenizer belongs to another model")),
-        }
-    }
-
     /// The first special token that occurs in a text.
     pub fn special_in<'a>(&self, text: &'a str) -> Option<&'a str> {
         text.match_indices(self.special_starts.as_slice()).find_map(|(at, _)| {

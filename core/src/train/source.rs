@@ -1,15 +1,17 @@
 //! What a run starts from: a model with its tokenizer and template, or a configuration to
 //! initialise afresh.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::model::config::ModelConfig;
 use crate::model::weights::adapter::Adapter;
 use crate::model::weights::export::SideFile;
+use crate::model::weights::text_files::{GENERATION, TextFiles};
 use crate::model::weights::{HubOptions, ModelFiles, WeightFiles};
 use crate::model::{Base, Decoder};
 use crate::ops::Context;
@@ -26,7 +28,8 @@ pub struct SourceSpec {
     pub revision: Option<String>,
     /// A `config.json` for fresh weights, instead of a model.
     pub init_from: Option<PathBuf>,
-    /// A directory with `tokenizer.json` that goes with `init_from`.
+    /// A directory with `tokenizer.json`, or that file, with the chat template beside it: needed
+    /// with `init_from`, else instead of the model's.
     pub tokenizer: Option<PathBuf>,
     /// A chat template instead of the model's own.
     pub chat_template: Option<PathBuf>,
@@ -38,6 +41,8 @@ pub struct SourceSpec {
 pub struct Source {
     /// As the user named it; `None` for fresh weights.
     pub name: Option<String>,
+    /// Whether `name` is a hub id.
+    pub is_from_hub: bool,
     /// The configuration.
     pub config: ModelConfig,
     weights: Option<WeightFiles>,
@@ -45,7 +50,8 @@ pub struct Source {
     pub tokenizer: Tokenizer,
     /// The chat template, where the model has one.
     pub template: Option<Arc<ChatTemplate>>,
-    /// Tokenizer, template and generation files for the export.
+    generation_config: Option<Map<String, Value>>,
+    /// Tokenizer, template and generation files, as they came.
     pub side_files: Vec<SideFile>,
 }
 
@@ -81,65 +87,82 @@ impl Source {
     fn open_model(model: &str, spec: &SourceSpec) -> Result<Self> {
         let hub = HubOptions { revision: spec.revision.clone(), ..HubOptions::default() };
         let bundled = bundled::path(model)?.map(|path| path.display().to_string());
-        let files = ModelFiles::open(bundled.as_deref().unwrap_or(model), &hub)?;
-        let tokenizer_config = Value::Object(files.tokenizer_config.clone());
-        let eos_ids = eos_ids(&files.config, files.generation_config.as_ref());
-        let tokenizer =
-            Tokenizer::new(files.tokenizer()?.clone(), Some(&tokenizer_config), &eos_ids)?;
-        let template = match (&files.chat_template, &files.tool_chat_template) {
-            (Some(chat), None) => Some(ChatTemplate::new(chat)?),
-            (Some(chat), Some(tool)) => Some(ChatTemplate::named(vec![
-                ("default".into(), chat.clone()),
-                ("tool_use".into(), tool.clone()),
-            ])?),
-            (None, _) => None,
-        };
-        Ok(Self {
-            name: Some(model.to_string()),
-            template: finish(template, &tokenizer, spec)?,
-            tokenizer,
-            side_files: files.side_files().to_vec(),
-            config: files.config,
-            weights: Some(files.weights),
-        })
+        let opened = bundled.as_deref().unwrap_or(model);
+        let files = ModelFiles::open_with(opened, &hub, spec.tokenizer.as_deref())?;
+        let is_from_hub = files.is_from_hub();
+        let source = Self::new(files.config, Some(files.weights), files.text, spec)?;
+        Ok(Self { name: Some(model.to_string()), is_from_hub, ..source })
     }
 
     fn open_fresh(config: &Path, spec: &SourceSpec) -> Result<Self> {
         let config = ModelConfig::from_file(config)?;
-        let dir = spec.tokenizer.as_ref().ok_or_else(|| {
+        let tokenizer = spec.tokenizer.as_ref().ok_or_else(|| {
             Error::config("`init-from` needs a tokenizer")
                 .hint("give the directory that holds `tokenizer.json` with `--tokenizer`")
         })?;
-        let generation = read_json(&dir.join("generation_config.json"))?;
-        let tokenizer_config = read_json(&dir.join("tokenizer_config.json"))?;
-        let eos_ids = eos_ids(&config, generation.as_ref());
-        let tokenizer_json = dir.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&tokenizer_json, &eos_ids)?;
-        let fits = tokenizer.check_fits(config.vocab_size);
-        fits.map_err(|error| error.in_file(&tokenizer_json))?;
-        let jinja = dir.join("chat_template.jinja");
-        let template = match std::fs::read_to_string(&jinja) {
-            Ok(text) => Some(ChatTemplate::new(&text).map_err(|error| error.in_file(&jinja))?),
-            Err(_) => match &tokenizer_config {
-                Some(config) => ChatTemplate::from_tokenizer_config(config)?,
-                None => None,
-            },
-        };
-        let names = [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-            "generation_config.json",
-        ];
+        let text = TextFiles::open(tokenizer)?;
+        text.check_fits(config.vocab_size)?;
+        Self::new(config, None, text, spec)
+    }
+
+    fn new(
+        config: ModelConfig,
+        weights: Option<WeightFiles>,
+        text: TextFiles,
+        spec: &SourceSpec,
+    ) -> Result<Self> {
+        let mut eos_ids = config.eos_token_ids.clone();
+        eos_ids.extend(text.generation_config.iter().flat_map(stops));
+        let tokenizer_config = Value::Object(text.tokenizer_config.clone());
+        let tokenizer =
+            Tokenizer::new(text.tokenizer()?.clone(), Some(&tokenizer_config), &eos_ids)
+                .map_err(|error| error.in_file(&text.path))?;
         Ok(Self {
             name: None,
-            template: finish(template, &tokenizer, spec)?,
+            is_from_hub: false,
+            template: finish(text.template()?, &tokenizer, spec)?,
             tokenizer,
-            side_files: names.iter().filter_map(|name| SideFile::copy(dir.join(name))).collect(),
+            generation_config: text.generation_config,
+            side_files: text.side_files,
             config,
-            weights: None,
+            weights,
         })
+    }
+
+    /// The side files of an export of which the end-of-turn tokens `trained` were trained, and
+    /// those of them that the model's generation settings lacked: transformers stops at no others.
+    pub fn export_files(&self, trained: &BTreeSet<u32>) -> (Vec<SideFile>, Vec<u32>) {
+        let mut settings =
+            self.generation_config.clone().unwrap_or_else(|| self.fresh_generation_config());
+        let mut stops = stops(&settings);
+        let missing: Vec<u32> = trained.iter().copied().filter(|id| !stops.contains(id)).collect();
+        if self.generation_config.is_some() && missing.is_empty() {
+            return (self.side_files.clone(), missing);
+        }
+        stops.extend(&missing);
+        let stops = match stops.as_slice() {
+            [one] => json!(one),
+            all => json!(all),
+        };
+        settings.insert("eos_token_id".into(), stops);
+        let mut files = self.side_files.clone();
+        files.retain(|file| file.name != GENERATION);
+        files.push(SideFile::json(GENERATION, &settings));
+        (files, missing)
+    }
+
+    /// Generation settings for a model that came without: where it stops.
+    fn fresh_generation_config(&self) -> Map<String, Value> {
+        let ends = self.tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id);
+        let mut settings = Map::new();
+        settings.insert("_from_model_config".into(), true.into());
+        for (key, id) in
+            [("bos_token_id", self.config.bos_token_id), ("pad_token_id", self.config.pad_token_id)]
+        {
+            settings.extend(id.map(|id| (key.to_string(), id.into())));
+        }
+        settings.insert("eos_token_id".into(), ends.collect());
+        settings
     }
 
     /// The decoder: its weights read, or made fresh from `seed`. The files are unmapped, so that
@@ -174,29 +197,12 @@ fn finish(
     Ok(Some(Arc::new(template.with_args(spec.template_args.clone())?)))
 }
 
-/// End-of-sequence tokens of the configuration and of the generation settings.
-fn eos_ids(config: &ModelConfig, generation: Option<&Value>) -> Vec<u32> {
-    let mut ids = config.eos_token_ids.clone();
-    let more = generation.and_then(|value| value.get("eos_token_id"));
-    let more: Vec<&Value> = match more {
-        Some(Value::Array(all)) => all.iter().collect(),
-        Some(one) => vec![one],
-        None => Vec::new(),
+/// The tokens at which generation ends, by its settings.
+fn stops(settings: &Map<String, Value>) -> Vec<u32> {
+    let ids = match settings.get("eos_token_id") {
+        Some(Value::Array(all)) => all.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
     };
-    for id in more.into_iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()) {
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    ids
-}
-
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::text(format!("not valid JSON: {e}")).at(path, e.line())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", path, e)),
-    }
+    ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
 }

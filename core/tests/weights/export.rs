@@ -42,7 +42,7 @@ fn an_export_opens_again_with_the_same_values() {
     write_model(&out, &config, &side, &ExportOptions::default(), source(&values)).unwrap();
     assert_eq!(names(&out), ["chat_template.jinja", "config.json", "model.safetensors"]);
     let model = ModelFiles::open(out.to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert_eq!(model.chat_template.as_deref(), Some("{{ x }}"));
+    assert_eq!(model.text.chat_template.as_deref(), Some("{{ x }}"));
     for (name, (_, expected)) in &values {
         assert_eq!(&model.weights.get(name).unwrap().to_vec().unwrap(), expected, "{name}");
     }
@@ -110,7 +110,7 @@ fn a_gguf_file_exports_as_safetensors_with_the_same_values() {
     let out = dir.path().join("export");
     let options = ExportOptions::default();
     let copy = |param: &ParamSpec| base.weights.get(&param.name).map(ParamData::Stored);
-    write_model(&out, &base.config, base.side_files(), &options, copy).unwrap();
+    write_model(&out, &base.config, &base.text.side_files, &options, copy).unwrap();
     let again = ModelFiles::open(out.to_str().unwrap(), &HubOptions::default()).unwrap();
     for tensor in base.weights.tensors() {
         let read = again.weights.get(tensor.name()).unwrap();
@@ -121,11 +121,11 @@ fn a_gguf_file_exports_as_safetensors_with_the_same_values() {
     assert_eq!(config, base.config);
     let text = "the 12 <|user|>";
     let ids = |model: &ModelFiles| {
-        model.tokenizer().unwrap().encode(text, true).unwrap().get_ids().to_vec()
+        model.text.tokenizer().unwrap().encode(text, true).unwrap().get_ids().to_vec()
     };
     assert_eq!(ids(&again), ids(&base));
-    assert_eq!(again.chat_template, base.chat_template);
-    assert_eq!(again.generation_config, base.generation_config);
+    assert_eq!(again.text.chat_template, base.text.chat_template);
+    assert_eq!(again.text.generation_config, base.text.generation_config);
 }
 
 #[test]
@@ -159,27 +159,27 @@ fn side_files_are_copied_as_they_are_and_templates_found_wherever_they_lie() {
     let dir = tempfile::tempdir().unwrap();
     write_dir(dir.path(), &tiny_json("llama"), &values);
     let open = || ModelFiles::open(dir.path().to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert!(open().chat_template.is_none() && open().tokenizer().is_err());
+    assert!(open().text.chat_template.is_none() && open().text.tokenizer().is_err());
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let both = json!([{ "name": "default", "template": "one" },
                       { "name": "tool_use", "template": "two" }]);
     write("tokenizer_config.json", &json!({ "chat_template": both }).to_string());
     let model = open();
-    assert_eq!(model.chat_template.as_deref(), Some("one"));
-    assert_eq!(model.tool_chat_template.as_deref(), Some("two"));
+    assert_eq!(model.text.chat_template.as_deref(), Some("one"));
+    assert_eq!(model.text.tool_chat_template.as_deref(), Some("two"));
     write("tokenizer_config.json", &json!({ "chat_template": "inside" }).to_string());
     let model = open();
-    assert_eq!(model.chat_template.as_deref(), Some("inside"));
+    assert_eq!(model.text.chat_template.as_deref(), Some("inside"));
     let out = dir.path().join("out");
     let options = ExportOptions::default();
-    write_model(&out, &config, model.side_files(), &options, source(&values)).unwrap();
+    write_model(&out, &config, &model.text.side_files, &options, source(&values)).unwrap();
     let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
     assert_eq!(read("chat_template.jinja"), "inside");
     assert_eq!(read("tokenizer_config.json"), json!({ "chat_template": "inside" }).to_string());
     write("chat_template.json", &json!({ "chat_template": "beside" }).to_string());
-    assert_eq!(open().chat_template.as_deref(), Some("beside"));
+    assert_eq!(open().text.chat_template.as_deref(), Some("beside"));
     write("chat_template.jinja", "own file");
-    assert_eq!(open().chat_template.as_deref(), Some("own file"));
+    assert_eq!(open().text.chat_template.as_deref(), Some("own file"));
 }
 
 #[test]

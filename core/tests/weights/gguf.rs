@@ -203,22 +203,44 @@ fn a_sentencepiece_tokenizer_without_its_space_adds_none() {
 }
 
 #[test]
+fn a_tokenizer_of_ones_own_does_where_the_files_cannot_be_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    let mut builder = tiny_gguf();
+    builder.entries.retain(|entry| !String::from_utf8_lossy(entry).contains("tokenizer.ggml.pre"));
+    std::fs::write(&path, builder.string("tokenizer.ggml.pre", "gpt-9").build()).unwrap();
+    let open = |tokenizer| {
+        ModelFiles::open_with(path.to_str().unwrap(), &HubOptions::default(), tokenizer)
+    };
+    assert!(open(None).err().unwrap().remedy().unwrap().contains("`--tokenizer`"));
+    let tokenizer = dir.path().join("other.json");
+    let words = r#"{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+    std::fs::write(&tokenizer, words).unwrap();
+    let text = open(Some(&tokenizer)).unwrap().text;
+    assert_eq!(text.tokenizer().unwrap().get_vocab_size(true), 1);
+    assert!(text.chat_template.is_none());
+    assert_eq!(text.generation_config.unwrap()["eos_token_id"], 262);
+    let names: Vec<_> = text.side_files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["tokenizer.json", "generation_config.json"]);
+}
+
+#[test]
 fn a_gguf_file_opens_as_a_whole_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.gguf");
     std::fs::write(&path, tiny_gguf().build()).unwrap();
     let model = ModelFiles::open(path.to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert_eq!(model.chat_template.as_deref(), Some("{{ messages[0]['content'] }}"));
-    assert_eq!(model.tokenizer_config["bos_token"], "<|bos|>");
-    assert_eq!(model.generation_config.as_ref().unwrap()["eos_token_id"], 262);
-    let names: Vec<_> = model.side_files().iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(model.text.chat_template.as_deref(), Some("{{ messages[0]['content'] }}"));
+    assert_eq!(model.text.tokenizer_config["bos_token"], "<|bos|>");
+    assert_eq!(model.text.generation_config.as_ref().unwrap()["eos_token_id"], 262);
+    let names: Vec<_> = model.text.side_files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(
         names,
         [
             "tokenizer.json",
-            "generation_config.json",
             "chat_template.jinja",
-            "tokenizer_config.json"
+            "tokenizer_config.json",
+            "generation_config.json"
         ]
     );
 }

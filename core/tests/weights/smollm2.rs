@@ -69,7 +69,7 @@ fn its_tokenizer_gives_the_ids_of_transformers() {
     let golden: Value = serde_json::from_str(golden).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() >= 30, "{}", cases.len());
-    let tokenizer = model.tokenizer().unwrap();
+    let tokenizer = model.text.tokenizer().unwrap();
     for case in cases {
         let text = case["text"].as_str().unwrap();
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
@@ -77,9 +77,9 @@ fn its_tokenizer_gives_the_ids_of_transformers() {
         assert_eq!(encoded.get_ids(), ids, "{text:?}");
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
-    assert_eq!(model.chat_template.as_deref(), golden["chat_template"].as_str());
+    assert_eq!(model.text.chat_template.as_deref(), golden["chat_template"].as_str());
     for role in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-        assert_eq!(model.tokenizer_config[role], golden[role], "{role}");
+        assert_eq!(model.text.tokenizer_config[role], golden[role], "{role}");
     }
 }
 
@@ -91,7 +91,8 @@ fn its_export_has_the_same_values() {
     let kept = std::env::var_os("HALTER_KEEP_EXPORT").map(PathBuf::from);
     let out = kept.unwrap_or_else(|| dir.path().join("export"));
     let copy = |param: &ParamSpec| model.weights.get(&param.name).map(ParamData::Stored);
-    write_model(&out, &model.config, model.side_files(), &ExportOptions::default(), copy).unwrap();
+    write_model(&out, &model.config, &model.text.side_files, &ExportOptions::default(), copy)
+        .unwrap();
     let again = ModelFiles::open(out.to_str().unwrap(), &HubOptions::default()).unwrap();
     for tensor in model.weights.tensors() {
         let read = again.weights.get(tensor.name()).unwrap().to_vec().unwrap();

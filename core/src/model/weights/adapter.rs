@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde_json::{Map, Value, json};
 
-use super::export::{ParamData, make_dir, remove_empty, sync_dir, write_json};
-use super::model_files::read_json;
+use super::export::{ParamData, SideFile, make_dir, remove_empty, sync_dir, write_json};
 use super::safetensors_header::{self, short};
 use super::stored::StoredTensor;
+use super::text_files::{read_json, side_files};
 use super::write_safetensors::{self, Pending};
 use crate::model::config::{ModelConfig, ParamSpec};
 use crate::{Error, Result};
@@ -272,6 +272,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// Factors by the path of their layer, e.g. `model.layers.0.self_attn.q_proj`.
     pub factors: BTreeMap<String, LoraFactors>,
+    /// Tokenizer, template and generation settings that are saved beside it.
+    pub side_files: Vec<SideFile>,
 }
 
 impl Adapter {
@@ -327,7 +329,7 @@ impl Adapter {
             ))
             .in_file(&path));
         }
-        Ok(Self { config, factors })
+        Ok(Self { config, factors, side_files: side_files(dir) })
     }
 }
 

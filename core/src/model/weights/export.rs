@@ -38,10 +38,20 @@ impl SideFile {
         Self { name: name.into(), content: SideContent::Text(text.into()) }
     }
 
+    /// A file with this object.
+    pub fn json(name: &str, object: &Map<String, Value>) -> Self {
+        Self::text(name, format!("{:#}\n", Value::Object(object.clone())))
+    }
+
     /// A copy of `path` under its own name; `None` where there is no such file.
     pub fn copy(path: PathBuf) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.to_string();
-        path.is_file().then_some(Self { name, content: SideContent::File(path) })
+        Self::copy_as(path.file_name()?.to_str()?, &path)
+    }
+
+    /// A copy of `path` under another name; `None` where there is no such file.
+    pub fn copy_as(name: &str, path: &Path) -> Option<Self> {
+        let file = || Self { name: name.into(), content: SideContent::File(path.into()) };
+        path.is_file().then(file)
     }
 }
 

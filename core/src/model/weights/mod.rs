@@ -14,6 +14,7 @@ mod hub;
 mod model_files;
 mod safetensors_header;
 mod stored;
+pub mod text_files;
 mod write_safetensors;
 
 pub use files::WeightFiles;

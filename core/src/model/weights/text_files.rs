@@ -1,0 +1,277 @@
+//! What stands beside a model's weights to turn text into tokens: tokenizer, chat template and
+//! generation settings, from a directory or a GGUF file.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+use super::export::SideFile;
+use super::gguf::Gguf;
+use crate::model::config::ModelConfig;
+use crate::text::gguf_tokenizer;
+use crate::text::template::ChatTemplate;
+use crate::{Error, Result};
+
+/// The generation settings' file.
+pub const GENERATION: &str = "generation_config.json";
+
+/// Files that an export takes over as they are, where they are there.
+const COPIED: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION,
+];
+
+/// The files of `dir` that an export takes over.
+pub fn side_files(dir: &Path) -> Vec<SideFile> {
+    COPIED.iter().filter_map(|name| SideFile::copy(dir.join(name))).collect()
+}
+
+/// A tokenizer with its template and the generation settings.
+#[derive(Default)]
+pub struct TextFiles {
+    /// The directory or file they come from.
+    pub path: PathBuf,
+    /// The tokenizer; a directory of weights alone has none.
+    pub tokenizer: Option<Tokenizer>,
+    /// `tokenizer_config.json`; empty where there is none.
+    pub tokenizer_config: Map<String, Value>,
+    /// The chat template.
+    pub chat_template: Option<String>,
+    /// The template for conversations with tools, where there is one of its own.
+    pub tool_chat_template: Option<String>,
+    template_path: PathBuf,
+    /// `generation_config.json`.
+    pub generation_config: Option<Map<String, Value>>,
+    /// All of it for an export: copies where there are files, texts where it is a GGUF file.
+    pub side_files: Vec<SideFile>,
+}
+
+impl TextFiles {
+    /// From a directory in Hugging Face's layout, or a `tokenizer.json` and what is beside it.
+    ///
+    /// # Errors
+    /// Files that are damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_file() {
+            return Self::from_parts(path, path, &path.join("tokenizer.json"));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        Self::from_parts(path, dir.unwrap_or(Path::new(".")), path)
+    }
+
+    fn from_parts(path: &Path, dir: &Path, tokenizer_json: &Path) -> Result<Self> {
+        let tokenizer = match tokenizer_json.exists() {
+            true => Some(Tokenizer::from_file(tokenizer_json).map_err(|e| {
+                Error::text(format!("not a tokenizer: {e}")).in_file(tokenizer_json)
+            })?),
+            false => None,
+        };
+        let mut side_files = side_files(dir);
+        side_files.retain(|file| file.name != "tokenizer.json");
+        side_files.extend(SideFile::copy_as("tokenizer.json", tokenizer_json));
+        let mut files = Self {
+            path: path.into(),
+            tokenizer,
+            tokenizer_config: read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default(),
+            generation_config: read_object(&dir.join(GENERATION))?,
+            side_files,
+            ..Self::default()
+        };
+        files.take_templates(dir)?;
+        let own_file = files.side_files.iter().any(|file| file.name == "chat_template.jinja");
+        if let (Some(template), None, false) =
+            (&files.chat_template, &files.tool_chat_template, own_file)
+        {
+            files.side_files.push(SideFile::text("chat_template.jinja", template.clone()));
+        }
+        Ok(files)
+    }
+
+    /// Chat templates, from wherever transformers looks for them: a file of its own goes before
+    /// the tokenizer's configuration.
+    fn take_templates(&mut self, dir: &Path) -> Result<()> {
+        self.template_path = dir.join("chat_template.jinja");
+        match std::fs::read_to_string(&self.template_path) {
+            Ok(text) => {
+                self.chat_template = Some(text);
+                return Ok(());
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("read", &self.template_path, e)),
+        }
+        self.template_path = dir.join("chat_template.json");
+        let value = match read_json(&self.template_path)? {
+            Some(value) => value.get("chat_template").cloned(),
+            None => {
+                self.template_path = dir.join("tokenizer_config.json");
+                self.tokenizer_config.get("chat_template").cloned()
+            }
+        };
+        match value {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) => self.chat_template = Some(text),
+            Some(Value::Array(items)) => {
+                let named = |name: &str| {
+                    let item = items.iter().find(|item| item.get("name") == Some(&json!(name)));
+                    item?.get("template")?.as_str().map(str::to_string)
+                };
+                self.chat_template = named("default");
+                self.tool_chat_template = named("tool_use");
+            }
+            Some(_) => {
+                return Err(Error::text("`chat_template` is neither a string nor a list")
+                    .in_file(&self.template_path));
+            }
+        }
+        Ok(())
+    }
+
+    /// From a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be rebuilt.
+    pub fn from_gguf(gguf: &Gguf, config: &ModelConfig, path: &Path) -> Result<Self> {
+        let rebuilt = gguf_tokenizer::from_gguf(gguf)?;
+        let tokenizer_json = rebuilt
+            .tokenizer
+            .to_string(true)
+            .map_err(|e| Error::text(format!("cannot write the tokenizer: {e}")).in_file(path))?;
+        let mut tokenizer_config = rebuilt.config;
+        let mut side_files = vec![SideFile::text("tokenizer.json", tokenizer_json)];
+        match (&rebuilt.chat_template, &rebuilt.tool_chat_template) {
+            (Some(chat), None) => {
+                side_files.push(SideFile::text("chat_template.jinja", chat.clone()));
+            }
+            (Some(chat), Some(tool)) => {
+                let both = json!([{ "name": "default", "template": chat },
+                                  { "name": "tool_use", "template": tool }]);
+                tokenizer_config.insert("chat_template".into(), both);
+            }
+            (None, _) => {}
+        }
+        side_files.push(SideFile::json("tokenizer_config.json", &tokenizer_config));
+        let files = Self {
+            path: path.into(),
+            tokenizer: Some(rebuilt.tokenizer),
+            tokenizer_config,
+            chat_template: rebuilt.chat_template,
+            tool_chat_template: rebuilt.tool_chat_template,
+            template_path: path.into(),
+            side_files,
+            ..Self::default()
+        };
+        Ok(files.with_gguf_generation(config))
+    }
+
+    /// With the generation settings of a GGUF file, which are those of its configuration.
+    pub(super) fn with_gguf_generation(mut self, config: &ModelConfig) -> Self {
+        let eos = match config.eos_token_ids.as_slice() {
+            [one] => json!(one),
+            several => json!(several),
+        };
+        let ids = [
+            ("bos_token_id", json!(config.bos_token_id)),
+            ("eos_token_id", eos),
+            ("pad_token_id", json!(config.pad_token_id)),
+        ];
+        let there = |value: &Value| !value.is_null() && *value != json!([]);
+        let ids = ids.into_iter().filter(|(_, value)| there(value));
+        let settings: Map<String, Value> = ids.map(|(k, v)| (k.to_string(), v)).collect();
+        let file = SideFile::json(GENERATION, &settings);
+        self.take_generation(settings, file);
+        self
+    }
+
+    /// With the generation settings of the model's own directory, where it has some.
+    pub(super) fn with_generation_of(mut self, dir: &Path) -> Result<Self> {
+        let path = dir.join(GENERATION);
+        if let (Some(settings), Some(file)) = (read_object(&path)?, SideFile::copy(path)) {
+            self.take_generation(settings, file);
+        }
+        Ok(self)
+    }
+
+    fn take_generation(&mut self, settings: Map<String, Value>, file: SideFile) {
+        self.generation_config = Some(settings);
+        self.side_files.retain(|other| other.name != GENERATION);
+        self.side_files.push(file);
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let error = Error::text("no `tokenizer.json`").in_file(&self.path);
+            if self.path.join("tokenizer.model").exists() {
+                error.hint("load and save the tokenizer once with transformers: it writes one")
+            } else {
+                error.hint("fetch it from where the model is from, or give one with `--tokenizer`")
+            }
+        })
+    }
+
+    /// The chat template, compiled.
+    ///
+    /// # Errors
+    /// Text that is not a template.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        let template = match (&self.chat_template, &self.tool_chat_template) {
+            (Some(chat), None) => ChatTemplate::new(chat),
+            (Some(chat), Some(tool)) => ChatTemplate::named(vec![
+                ("default".into(), chat.clone()),
+                ("tool_use".into(), tool.clone()),
+            ]),
+            (None, _) => return Ok(None),
+        };
+        template.map(Some).map_err(|error| error.in_file(&self.template_path))
+    }
+
+    /// Every id that the tokenizer can give must have a row in the embedding.
+    ///
+    /// # Errors
+    /// Names the token that has none.
+    pub fn check_fits(&self, rows: usize) -> Result<()> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let vocabulary = tokenizer.get_vocab(true);
+        match vocabulary.into_iter().max_by_key(|(_, id)| *id) {
+            Some((token, id)) if id as usize >= rows => Err(Error::text(format!(
+                "the tokenizer has a token {id}, `{}`, but the embedding has {rows} rows",
+                token.escape_debug()
+            ))
+            .in_file(&self.path)
+            .hint("the tokenizer is another model's, or tokens were added to it alone")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A JSON file, where it is there.
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|e| Error::model(format!("not valid JSON: {e}")).at(path, e.line())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path, e)),
+    }
+}
+
+/// The same, of an object.
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    match read_json(path)? {
+        Some(Value::Object(map)) => Ok(Some(map)),
+        None => Ok(None),
+        Some(_) => Err(Error::text("expected a JSON object").in_file(path)),
+    }
+}
