@@ -121,6 +121,31 @@ fn a_template_given_by_the_user_is_used_and_exported() {
 }
 
 #[test]
+fn the_export_stops_at_the_end_of_turn_that_was_trained() {
+    let place = Place::new();
+    let short = ["--max-steps", "1"];
+    place.done(&[TINY, &short, &["--output", "base"]].concat());
+    let settings = r#"{"eos_token_id": 2, "temperature": 0.6}"#;
+    place.write("base/generation_config.json", settings);
+    let start = ["--model", "base", "--data", "m.jsonl"];
+    let lora = [&start[..], &["--lora-rank", "2"]].concat();
+    for (run, start) in [("full", &start[..]), ("lora", &lora[..])] {
+        let output = place.done(&[start, &short, &["--output", run]].concat());
+        let note = "generation_config.json: `<|im_end|>` ends the trained turns and was added to";
+        assert!(text(&output.stderr).contains(note), "{}", text(&output.stderr));
+        let written = place.text(&format!("{run}/generation_config.json"));
+        let written: Value = serde_json::from_str(&written).unwrap();
+        assert_eq!(written, serde_json::json!({ "eos_token_id": [2, 9], "temperature": 0.6 }));
+    }
+    // What stops there already is exported to the byte.
+    let settings = r#"{"eos_token_id":    9}"#;
+    place.write("base/generation_config.json", settings);
+    let output = place.done(&[&start[..], &short, &["--output", "again"]].concat());
+    assert!(!text(&output.stderr).contains("generation_config"), "{}", text(&output.stderr));
+    assert_eq!(place.text("again/generation_config.json"), settings);
+}
+
+#[test]
 fn a_tokenizer_given_by_the_user_is_used_and_exported() {
     let place = Place::new();
     let short = ["--max-steps", "1", "--batch-size", "2"];

@@ -8,7 +8,7 @@ use halter_core::model::param::Param;
 use halter_core::model::weights::WeightFiles;
 use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
 use halter_core::model::weights::export::{
-    ExportOptions, ParamData, SideFile, write_model, write_side_files,
+    ExportOptions, ParamData, write_model, write_side_files,
 };
 use halter_core::train::card::Card;
 use halter_core::train::progress::Progress;
@@ -23,8 +23,6 @@ use crate::config::SftConfig;
 use crate::data::Data;
 use crate::evaluation::{Answers, Evaluation};
 use crate::state::State;
-
-const GENERATION: &str = "generation_config.json";
 
 /// A run after its last step.
 pub struct Finished<'a> {
@@ -81,7 +79,7 @@ pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Resul
         correct: run.state.answers_before.iter().map(|(_, correct)| *correct).collect(),
     };
     let seconds = run.state.seconds.max(1e-9);
-    export(&run, dir)?;
+    export(&run, dir, progress)?;
     progress.note("export: read again and equal");
     let outcome = Outcome {
         output: dir.path().to_path_buf(),
@@ -106,7 +104,14 @@ pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Resul
     Ok(outcome)
 }
 
-fn export(run: &Finished, dir: &RunDir) -> Result<()> {
+fn export(run: &Finished, dir: &RunDir, progress: &mut dyn Progress) -> Result<()> {
+    let (side_files, added) = run.source.export_files(&run.state.trained_ends);
+    for id in added {
+        let token = run.source.tokenizer.id_to_token(id).unwrap_or_default();
+        progress.note(&format!(
+            "generation_config.json: `{token}` ends the trained turns and was added to `eos_token_id`"
+        ));
+    }
     let dtype = run.config.dtype()?;
     let params: HashMap<&str, &Param> =
         run.model.params().into_iter().map(|param| (param.name(), param)).collect();
@@ -122,18 +127,12 @@ fn export(run: &Finished, dir: &RunDir) -> Result<()> {
             data(&format!("{module}.lora_{side}.weight"))
         };
         write_adapter(root, &adapter, &run.source.config, candle_core::DType::F32, factor)?;
-        // As PEFT's users know it: what the prompts are made with goes with the adapter.
-        let of_text = |file: &&SideFile| file.name != GENERATION;
-        let side_files: Vec<SideFile> =
-            run.source.side_files.iter().filter(of_text).cloned().collect();
+        // As PEFT's users know it: what the prompts are made with goes with the adapter. So does
+        // where answers stop, for a merge.
         write_side_files(root, &side_files)?;
         return verify_adapter(run, root, &params);
     }
     let options = ExportOptions { dtype, ..ExportOptions::default() };
-    let mut side_files = run.source.side_files.clone();
-    if !side_files.iter().any(|file| file.name == GENERATION) {
-        side_files.push(generation_config(run.source));
-    }
     write_model(root, &run.source.config, &side_files, &options, |spec| data(&spec.name))?;
     let written = WeightFiles::open(root)?;
     written.check(&run.source.config)?;
@@ -143,27 +142,6 @@ fn export(run: &Finished, dir: &RunDir) -> Result<()> {
         same(name, &found, &expected)?;
     }
     Ok(())
-}
-
-/// Generation settings for a model that came without: where it stops.
-fn generation_config(source: &Source) -> SideFile {
-    let stops: Vec<u32> =
-        source.tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id).collect();
-    let mut settings = serde_json::json!({ "_from_model_config": true });
-    let known = [
-        ("bos_token_id", source.config.bos_token_id),
-        ("pad_token_id", source.config.pad_token_id),
-    ];
-    for (key, id) in known {
-        if let Some(id) = id {
-            settings[key] = id.into();
-        }
-    }
-    settings["eos_token_id"] = match stops.as_slice() {
-        [one] => (*one).into(),
-        all => all.into(),
-    };
-    SideFile::text(GENERATION, format!("{settings:#}\n"))
 }
 
 fn adapter_config(run: &Finished) -> Result<AdapterConfig> {

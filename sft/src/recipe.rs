@@ -205,6 +205,7 @@ pub fn run(
     let stream = data.stream(state.cursor, epochs, &encoder)?;
     let mut feed = RowFeed::new(stream, ledger, state.cursor, state.rows_into_record);
     let mut grads = model.grads()?;
+    let ends = source.tokenizer.end_of_turn_tokens();
     // The loss of the newest evaluation with its step, and the step of the newest checkpoint.
     let mut last_evaluation = None;
     let mut saved = resumed.then_some(state.step);
@@ -254,6 +255,7 @@ pub fn run(
             keep_blocks: plan.keep_blocks,
             dropout_seed: Some(hash(config.seed, state.step) & !0xffff),
         };
+        state.note_ends(&rows, &ends);
         grads.clear()?;
         let figures = accumulate(&model, &rows, options, &grads)?;
         let grad_norm = finite(grads.norm()?, &rows, saved)?;

@@ -1,7 +1,10 @@
 //! What a checkpoint of a run holds beside its tensors, and the way in and out.
 
+use std::collections::BTreeSet;
+
 use halter_core::data::ledger::LedgerState;
 use halter_core::data::mixture::Cursor;
+use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
 use halter_core::train::checkpoint::{Checkpoint, CheckpointStore, Group};
@@ -30,6 +33,8 @@ pub struct State {
     pub supervised_tokens: u64,
     /// Seconds spent in steps.
     pub seconds: f64,
+    /// End-of-turn tokens that were trained.
+    pub trained_ends: BTreeSet<u32>,
     /// Whether every trained parameter has been seen to get a gradient.
     pub gradients_checked: bool,
     /// Evaluation loss before training.
@@ -39,6 +44,13 @@ pub struct State {
 }
 
 impl State {
+    /// Notes which of the end-of-turn tokens `ends` are trained in `rows`.
+    pub fn note_ends(&mut self, rows: &[Row], ends: &[(String, u32)]) {
+        let tokens = rows.iter().flat_map(|row| row.input_ids.iter().zip(&row.completion_mask));
+        let trained = tokens.filter(|&(id, &trained)| trained && ends.iter().any(|(_, e)| e == id));
+        self.trained_ends.extend(trained.map(|(id, _)| id));
+    }
+
     /// Writes a checkpoint.
     ///
     /// # Errors
