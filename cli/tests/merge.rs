@@ -93,6 +93,55 @@ fn side_files_come_along_and_programs_are_told_what_was_written() {
 }
 
 #[test]
+fn what_stands_beside_the_adapter_goes_before_the_bases() {
+    let dir = prepared();
+    write_model(dir.path());
+    let path = dir.path();
+    let tokenizer = ["tokenizer.json", "tokenizer_config.json"];
+    copy(&path.join("model"), &path.join("base"), &["chat_template.jinja"]);
+    let write = |name: &str, text: &str| fs::write(path.join(name), text).unwrap();
+    write("base/generation_config.json", "{\"eos_token_id\": 1}");
+    write("base/vocab.json", "{}");
+    let merged = |output: &str| -> Vec<(String, String)> {
+        let arguments = ["merge", "--model", "base", "--adapter", "lora", "--output", output];
+        let done = halter_in(path, &arguments);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let files = names(&path.join(output))
+            .into_iter()
+            .filter(|name| !name.ends_with(".safetensors") && !name.ends_with("/config.json"));
+        let name = |file: &str| Path::new(file).file_name().unwrap().to_str().unwrap().to_string();
+        files.map(|file| (name(&file), fs::read_to_string(&file).unwrap())).collect()
+    };
+    // A template alone, and where answers stop.
+    write("lora/chat_template.jinja", "its own");
+    write("lora/generation_config.json", "{\"eos_token_id\": [1, 9]}");
+    let own = |name: &str, text: &str| (name.to_string(), text.to_string());
+    let expected = vec![
+        own("chat_template.jinja", "its own"),
+        own("generation_config.json", "{\"eos_token_id\": [1, 9]}"),
+        own("vocab.json", "{}"),
+    ];
+    assert_eq!(merged("template"), expected);
+    // A tokenizer comes with its template, if that is in its configuration.
+    fs::remove_file(path.join("lora/chat_template.jinja")).unwrap();
+    copy(&path.join("model"), &path.join("lora"), &tokenizer);
+    // The golden base has fewer rows than this tokenizer has tokens.
+    let arguments = ["merge", "--model", "base", "--adapter", "lora", "--output", "out"];
+    let refused = halter_in(path, &arguments);
+    assert!(text(&refused.stderr).contains("but the embedding has"), "{}", text(&refused.stderr));
+    assert!(!path.join("out").exists());
+    let small = r#"{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+    write("lora/tokenizer.json", small);
+    write("lora/tokenizer_config.json", "{\"chat_template\": \"inside\"}");
+    let expected = vec![
+        own("generation_config.json", "{\"eos_token_id\": [1, 9]}"),
+        own("tokenizer.json", small),
+        own("tokenizer_config.json", "{\"chat_template\": \"inside\"}"),
+    ];
+    assert_eq!(merged("tokenizer"), expected);
+}
+
+#[test]
 fn what_cannot_be_merged_is_told_whole_and_leaves_nothing() {
     let dir = prepared();
     let path = dir.path();

@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::{ModelConfig, ParamSpec};
 use super::weights::adapter::{Adapter, LoraFactors};
-use super::weights::export::{ExportOptions, ParamData, write_model};
+use super::weights::export::{ExportOptions, ParamData, SideContent, SideFile, write_model};
+use super::weights::text_files::{GENERATION, TextFiles};
 use super::weights::{ModelFiles, StoredTensor, WeightFiles};
 use crate::ops::matmul::{self, Into, Mat, MatMut};
 use crate::train::progress::{Progress, Unit};
@@ -27,11 +28,11 @@ pub struct Merged {
     pub parameters: usize,
 }
 
-/// Writes base plus adapter into `output` as weights of `dtype`, with the base's tokenizer and
-/// generation files, and reads the export again: every element must be the one computed.
+/// Writes base plus adapter into `output` as weights of `dtype`, with tokenizer, template and
+/// generation settings of the adapter where they are saved beside it, else of the base, and reads the export again: every element must be the one computed.
 ///
 /// # Errors
-/// An output that is not an empty directory, an adapter of another model, values that are not
+/// An output that is not an empty directory, an adapter or a tokenizer of another model, values that are not
 /// finite, a disk that is full or gives back something else. Nothing of a failed export remains.
 pub fn merge(
     base: &ModelFiles,
@@ -45,11 +46,22 @@ pub fn merge(
     let params = base.config.params();
     let matrices = source.check(&params)?;
     let new_dir = !output.exists();
+    let (of_base, of_adapter) = side_files(&base.text.side_files, &adapter.side_files);
+    for file in &of_adapter {
+        if let ("tokenizer.json", SideContent::File(path)) = (&*file.name, &file.content) {
+            TextFiles::open(path)?.check_fits(base.config.vocab_size)?;
+        }
+    }
+    if !of_adapter.is_empty() {
+        let names: Vec<&str> = of_adapter.iter().map(|file| &*file.name).collect();
+        progress.note(&format!("from the adapter's directory: {}", names.join(", ")));
+    }
+    let side_files = [of_base, of_adapter].concat();
 
     let options = ExportOptions { dtype, ..ExportOptions::default() };
     let mut written = 0;
     progress.begin("writing", params.len() as u64, Unit::Items);
-    let files = write_model(output, &base.config, &base.text.side_files, &options, |param| {
+    let files = write_model(output, &base.config, &side_files, &options, |param| {
         written += 1;
         progress.advance(written, "");
         source.data(param)
@@ -101,6 +113,22 @@ pub fn refuse_occupied(output: &Path) -> Result<()> {
         .in_file(output)
         .hint(hint)),
     }
+}
+
+/// What is taken of the base's files and of the adapter's, which go first, a kind at a time: what
+/// it was trained with belongs together. A tokenizer has its template with it.
+fn side_files(base: &[SideFile], adapter: &[SideFile]) -> (Vec<SideFile>, Vec<SideFile>) {
+    let is_template = |name: &str| name.starts_with("chat_template");
+    let is_there = |kind: &dyn Fn(&str) -> bool| adapter.iter().any(|file| kind(&file.name));
+    let tokenizer = is_there(&|name| name == "tokenizer.json");
+    let (template, generation) = (is_there(&is_template), is_there(&|name| name == GENERATION));
+    let of_adapter = |file: &&SideFile| match file.name.as_str() {
+        GENERATION => generation,
+        name if is_template(name) => template || tokenizer,
+        _ => tokenizer,
+    };
+    let of_base = base.iter().filter(|file| !of_adapter(file));
+    (of_base.cloned().collect(), adapter.iter().filter(of_adapter).cloned().collect())
 }
 
 struct Source<'a> {
