@@ -89,7 +89,13 @@ pub struct Options {
     #[arg(long, alias = "max_steps", value_name = "N", help_heading = "Training")]
     max_steps: Option<u64>,
     /// Passes over the data
-    #[arg(long, alias = "num_train_epochs", value_name = "N", help_heading = "Training")]
+    #[arg(
+        long,
+        alias = "num_train_epochs",
+        value_name = "N",
+        conflicts_with = "max_steps",
+        help_heading = "Training"
+    )]
     epochs: Option<f64>,
     /// Rows of one step
     #[arg(
@@ -221,6 +227,7 @@ impl Options {
             }
             None => SftConfig::default(),
         };
+        self.clear_what_it_overrules(&mut config);
         macro_rules! set {
             ($($field:ident),*) => { $( if let Some(value) = self.$field { config.$field = value; } )* };
         }
@@ -270,6 +277,24 @@ impl Options {
         config.shuffle &= !self.no_shuffle;
         config.use_rslora |= self.use_rslora;
         Ok(config)
+    }
+
+    /// Takes out of a recipe what a flag leaves without effect: it would be refused, but nobody
+    /// gave the two together.
+    fn clear_what_it_overrules(&self, config: &mut SftConfig) {
+        let default = SftConfig::default();
+        if self.epochs.is_some() {
+            config.max_steps = None;
+        }
+        if self.max_steps.is_some() {
+            config.epochs = default.epochs;
+        }
+        if self.eval_generate == Some(0) {
+            config.max_new_tokens = default.max_new_tokens;
+        }
+        if self.adapter.is_some() || self.lora_rank.is_some_and(|rank| rank > 0) {
+            config.export_dtype = default.export_dtype;
+        }
     }
 }
 

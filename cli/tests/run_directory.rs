@@ -170,6 +170,23 @@ fn a_tokenizer_given_by_the_user_is_used_and_exported() {
 }
 
 #[test]
+fn a_flag_overrules_what_the_recipe_says_beside_it() {
+    let place = Place::new();
+    place.write("recipe.toml", "max_steps = 1\nexport_dtype = \"bf16\"\n");
+    let plan = |arguments: &[&str]| -> Value {
+        let output = place.done(&[arguments, &["--dry-run", "--json"]].concat());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let recipe = [TINY, &["--config", "recipe.toml"]].concat();
+    assert_eq!(plan(&recipe)["steps"], 1);
+    assert_eq!(plan(&[&recipe[..], &["--epochs", "2"]].concat())["steps"], 3);
+    place.write("recipe.toml", "epochs = 2.0\n");
+    assert_eq!(plan(&[&recipe[..], &["--max-steps", "5"]].concat())["steps"], 5);
+    // The bundled recipe answers prompts and exports bf16.
+    plan(&["--lora-rank", "2", "--eval-generate", "0"]);
+}
+
+#[test]
 fn rows_that_split_leaves_over_are_told() {
     let place = Place::new();
     let start = ["--init-from", "config.json", "--tokenizer", "tok", "--data", "t.jsonl"];

@@ -272,7 +272,9 @@ impl SftConfig {
             )
             .hint("train all weights first: leave out `--lora-rank` and `--adapter`"));
         }
+        let default = Self::default();
         let without_rank = [
+            ("lora-alpha", self.lora_alpha != default.lora_alpha),
             ("lora-target", !self.lora_target.is_empty()),
             ("lora-dropout", self.lora_dropout != 0.0),
             ("use-rslora", self.use_rslora),
@@ -292,8 +294,15 @@ impl SftConfig {
             (_, Some(name)) if self.eval_data.is_empty() => {
                 Some((name, "without `eval-data`", "give held-out rows with `--eval-data`"))
             }
-            _ if self.tokenizer.is_some() && self.init_from.is_none() => {
-                Some(("tokenizer", "without `init-from`", "a model has its own tokenizer"))
+            _ if self.max_new_tokens != default.max_new_tokens && self.eval_generate == 0 => {
+                let hint = "say how many prompts are answered with `--eval-generate`";
+                Some(("max-new-tokens", "without `eval-generate`", hint))
+            }
+            _ if self.export_dtype != default.export_dtype && self.is_lora() => {
+                Some(("export-dtype", "for an adapter, which is always f32", "give `f32`"))
+            }
+            _ if self.max_steps.is_some() && self.epochs != default.epochs => {
+                Some(("epochs", "with `max-steps`", "leave out one of the two"))
             }
             _ => None,
         };

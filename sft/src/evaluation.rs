@@ -1,5 +1,6 @@
 //! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
 
+use halter_core::data::dataset::DataSpec;
 use halter_core::data::record::Row;
 use halter_core::generate::{Limits, greedy};
 use halter_core::model::Decoder;
@@ -53,6 +54,13 @@ impl Evaluation {
         let mut evaluation = Self::default();
         if config.eval_data.is_empty() {
             return Ok(evaluation);
+        }
+        for text in &config.eval_data {
+            let DataSpec { path, weight } = text.parse()?;
+            if weight != 1.0 {
+                return Err(Error::config(format!("`eval-data` has a weight: `{text}`"))
+                    .hint(format!("every held-out row is used once: give `{path}`")));
+            }
         }
         for record in Data::open(&config.eval_data, config, false)?.records() {
             let (origin, record) = record?;

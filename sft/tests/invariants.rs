@@ -294,7 +294,17 @@ fn every_value_that_cannot_be_used_is_refused() {
         (|c| (c.init_from, c.lora_rank) = (Some("c".into()), 8), "an adapter on fresh weights"),
         (|c| c.eval_every = 5, "`eval-every` is given without `eval-data`"),
         (|c| c.eval_generate = 5, "`eval-generate` is given without `eval-data`"),
-        (|c| c.tokenizer = Some("t".into()), "`tokenizer` is given without `init-from`"),
+        (|c| c.lora_alpha = 16.0, "`lora-alpha` is given without `lora-rank`"),
+        (
+            |c| (c.adapter, c.lora_alpha) = (Some("a".into()), 16.0),
+            "`lora-alpha` is given with `adapter`",
+        ),
+        (
+            |c| (c.lora_rank, c.export_dtype) = (8, "bf16".into()),
+            "`export-dtype` is given for an adapter",
+        ),
+        (|c| c.max_new_tokens = 8, "`max-new-tokens` is given without `eval-generate`"),
+        (|c| (c.max_steps, c.epochs) = (Some(3), 2.0), "`epochs` is given with `max-steps`"),
     ];
     for (spoil, message) in table {
         let mut config = good.clone();

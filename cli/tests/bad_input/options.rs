@@ -15,6 +15,7 @@ fn wrong_options_are_refused() {
     t.recipe("recipe: a key like no other", "frobnicate = 1\n");
     t.recipe("recipe: not TOML", "seed = 1\nbatch_size 8\n");
     t.recipe("recipe: a table for a value", "[lora]\nrank = 8\n");
+    t.recipe("recipe: epochs beside steps", "epochs = 2.0\nmax_steps = 3\n");
     t.options("recipe: not there", &["--config", "none.toml"]);
     for (option, value) in [
         ("--learning-rate", "0"),
@@ -33,6 +34,10 @@ fn wrong_options_are_refused() {
         ("--device", "gpu"),
         ("--device", "cuda"),
         ("--lora-target", "q_proj"),
+        ("--lora-alpha", "8"),
+        ("--max-new-tokens", "8"),
+        ("--revision", "v1"),
+        ("--eval-data", "m.jsonl:2"),
         ("--eval-every", "2"),
         ("--eval-generate", "2"),
         ("--frobnicate", "2"),
@@ -43,15 +48,18 @@ fn wrong_options_are_refused() {
     t.case("no data", &["--model", "base"], &[], |_| {});
     t.options("both a model and fresh weights", &["--model", "base"]);
     t.options("an adapter on fresh weights", &["--lora-rank", "4"]);
-    t.case("a tokenizer beside a model", MODEL, &["--tokenizer", "tok"], |_| {});
+    t.options("both epochs and steps", &["--epochs", "2", "--max-steps", "3"]);
+    t.case("a revision of a model on disk", MODEL, &["--revision", "v1"], |_| {});
     let lora = |t: &mut Table, name: &str, more: &[&str]| {
         t.case(name, MODEL, &[&["--lora-rank", "4"], more].concat(), |_| {});
     };
     lora(&mut t, "lora: a target that is not in the model", &["--lora-target", "q_proj,x_proj"]);
     lora(&mut t, "lora: dropout of everything", &["--lora-dropout", "1"]);
     lora(&mut t, "lora: an alpha of zero", &["--lora-alpha", "0"]);
+    lora(&mut t, "lora: a type of the export", &["--export-dtype", "bf16"]);
     lora(&mut t, "lora: a rank beside an adapter", &["--adapter", "adapter"]);
     let adapter = ["--model", "base", "--data", "m.jsonl", "--adapter", "adapter"];
+    t.case("adapter: an alpha beside it", &adapter, &["--lora-alpha", "8"], |_| {});
     t.case("adapter: not there", MODEL, &["--adapter", "none"], |_| {});
     t.case("adapter: a model", MODEL, &["--adapter", "base"], |_| {});
     t.case("adapter: of another rank", &adapter, &[], |p| {

@@ -63,6 +63,10 @@ impl Source {
     pub fn open(spec: &SourceSpec) -> Result<Self> {
         let mut source = match (&spec.model, &spec.init_from) {
             (Some(model), None) => Self::open_model(model, spec),
+            (None, Some(_)) if spec.revision.is_some() => {
+                Err(Error::config("`revision` is given with `init-from`")
+                    .hint("a revision is of a hub id: leave out `--revision`"))
+            }
             (None, Some(config)) => Self::open_fresh(config, spec),
             (Some(_), Some(_)) => Err(Error::config("both `model` and `init-from` are given")
                 .hint("`--init-from` makes fresh weights; leave out `--model`")),
