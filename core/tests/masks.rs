@@ -266,7 +266,12 @@ fn the_prompt_of_a_record_is_what_precedes_its_trained_tokens() {
     let template = template(&source("llama3"), &tokenizer);
     let options = EncodeOptions { mask: MaskPolicy::Last, ..EncodeOptions::default() };
     let encoded = encode(&two_turns(), &tokenizer, &template, &options);
-    let prompt = completion_prompt(&two_turns(), &tokenizer, Some(&template)).unwrap();
+    let prompt = |record: &Record| completion_prompt(record, &tokenizer, Some(&template)).unwrap();
+    let answer = chat(&json!([{"role": "assistant", "content": "A"}]), None);
+    for without in [Record::Text { text: "x".into() }, answer] {
+        assert_eq!(prompt(&without), None, "{without:?}");
+    }
+    let prompt = prompt(&two_turns()).unwrap();
     assert_eq!(prompt.reference.as_deref(), Some("A2"));
     let count = encoded.completion_mask.iter().take_while(|trained| !**trained).count();
     assert_eq!(prompt.input_ids, encoded.input_ids[..count]);

@@ -65,8 +65,12 @@ impl Encoder {
     }
 
     /// The prompt of a record, for generation; `None` where it has none.
-    pub fn prompt(&self, record: &Record) -> Option<Prompt> {
-        completion_prompt(record, &self.0.tokenizer, self.0.template.as_deref()).ok()
+    ///
+    /// # Errors
+    /// A prompt that the template refuses, with its place.
+    pub fn prompt(&self, origin: &Origin, record: &Record) -> Result<Option<Prompt>> {
+        completion_prompt(record, &self.0.tokenizer, self.0.template.as_deref())
+            .map_err(|error| error.at(&*origin.path, origin.line))
     }
 }
 

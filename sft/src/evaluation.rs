@@ -65,12 +65,16 @@ impl Evaluation {
         for record in Data::open(&config.eval_data, config, false)?.records() {
             let (origin, record) = record?;
             if evaluation.prompts.len() < config.eval_generate {
-                evaluation.prompts.extend(encoder.prompt(&record));
+                evaluation.prompts.extend(encoder.prompt(&origin, &record)?);
             }
             match encoder.encode(&origin, &record)?.into_kept() {
                 Some(rows) => evaluation.rows.extend(rows),
                 None => evaluation.left_out += 1,
             }
+        }
+        if config.eval_generate > 0 && evaluation.prompts.is_empty() {
+            return Err(Error::data("`eval-generate` is given, but no held-out row has a prompt")
+                .hint("texts and rows of tokens are not answered: leave out `--eval-generate`"));
         }
         if evaluation.rows.is_empty() {
             return Err(Error::data(format!(

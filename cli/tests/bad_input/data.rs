@@ -125,6 +125,13 @@ fn wrong_tokenizers_templates_and_data_are_refused() {
     t.case("data: not Parquet", TINY, &["--data", "x.parquet"], |p| {
         p.write("x.parquet", "PAR1PAR1PAR1")
     });
+    let answered = ["--eval-generate", "2", "--eval-data"];
+    t.options("eval-generate: no prompts", &[&answered[..], &["t.jsonl"]].concat());
+    t.case("eval-generate: no prompt", TINY, &[&answered[..], &["m.jsonl"]].concat(), |p| {
+        let template = p.text("tok/chat_template.jinja");
+        let refusal = "{% if add_generation_prompt %}{{ raise_exception('no') }}{% endif %}";
+        p.write("tok/chat_template.jinja", refusal.to_string() + &template);
+    });
     t.case("eval-data: a wrong row", TINY, &["--eval-data", "e.jsonl"], |p| {
         p.write("e.jsonl", chat(json!([])));
     });

@@ -178,15 +178,16 @@ pub fn encode_sft(
 }
 
 /// The prompt of a record, for generation: everything before the last assistant turn, or the whole
-/// conversation where somebody else speaks last.
+/// conversation where somebody else speaks last. `None` where there is nothing before it, or the
+/// record is a text or tokens.
 ///
 /// # Errors
-/// A record that has no prompt, or that its template refuses.
+/// A record that its template refuses.
 pub fn completion_prompt(
     record: &Record,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
-) -> Result<Prompt> {
+) -> Result<Option<Prompt>> {
     let (prompt, completion, tools) = match record {
         Record::Chat { messages, tools } => {
             let last = messages.len().saturating_sub(1);
@@ -206,11 +207,10 @@ pub fn completion_prompt(
             };
             (prompt.clone(), reference, tools.as_deref())
         }
-        other => {
-            return Err(Error::data(format!("a row of {} has no prompt", kind_of(other))));
-        }
+        _ => return Ok(None),
     };
     let (text, special) = match prompt {
+        Turn::Messages(messages) if messages.is_empty() => return Ok(None),
         Turn::Text(text) => (text, true),
         Turn::Messages(messages) => {
             let template = template.ok_or_else(no_template)?;
@@ -220,7 +220,8 @@ pub fn completion_prompt(
         }
     };
     let input_ids = tokenizer.encode(&text, special)?.ids;
-    Ok(Prompt { text, input_ids, reference: completion })
+    let prompt = Prompt { text, input_ids, reference: completion };
+    Ok(Some(prompt).filter(|prompt| !prompt.input_ids.is_empty()))
 }
 
 /// The tokens of a row with their text, for `halter data explain`.
