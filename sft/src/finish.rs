@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use halter_core::data::dataset::Dataset;
 use halter_core::memory::plan::{Plan, gigabytes, peak_memory};
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
@@ -10,7 +11,7 @@ use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter}
 use halter_core::model::weights::export::{
     ExportOptions, ParamData, write_model, write_side_files,
 };
-use halter_core::train::card::Card;
+use halter_core::train::card::{Card, Named};
 use halter_core::train::progress::Progress;
 use halter_core::train::report::Report;
 use halter_core::train::run_dir::RunDir;
@@ -274,6 +275,13 @@ fn ledger(run: &Finished) -> Vec<LedgerCount> {
     std::iter::once(kept).chain(others).collect()
 }
 
+fn dataset(set: &Dataset) -> Named {
+    match set.hub_id() {
+        Some(id) => Named::Hub(id.to_string()),
+        None => Named::Local(set.name().to_string()),
+    }
+}
+
 fn card(run: &Finished, summary: &Summary) -> Card {
     let config = run.config;
     let name = config
@@ -282,8 +290,11 @@ fn card(run: &Finished, summary: &Summary) -> Card {
         .map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned());
     Card {
         name,
-        base_model: run.source.name.clone().unwrap_or_default(),
-        datasets: config.data.clone(),
+        base_model: run.source.name.clone().map(|name| match run.source.is_from_hub {
+            true => Named::Hub(name),
+            false => Named::Local(name),
+        }),
+        datasets: run.data.sets.iter().map(dataset).collect(),
         method: "sft".into(),
         description: "Cross-entropy on the completions; prompts are not trained.".into(),
         tags: if config.is_lora() { vec!["lora".into()] } else { Vec::new() },

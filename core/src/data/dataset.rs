@@ -71,6 +71,7 @@ pub struct DataOptions {
 #[derive(Debug)]
 pub struct Dataset {
     name: String,
+    hub_id: Option<String>,
     files: Vec<DataFile>,
     /// Number of rows up to and with each file.
     ends: Vec<usize>,
@@ -88,11 +89,10 @@ impl Dataset {
     /// first rows are of no known format or of several.
     pub fn open(path: &str, options: &DataOptions) -> Result<Self> {
         let bundled = bundled::path(path)?.map(|path| path.display().to_string());
-        let files = find_files(bundled.as_deref().unwrap_or(path))?
-            .iter()
-            .map(DataFile::open)
-            .collect::<Result<Vec<_>>>()?;
-        Self::from_files(path, files, options)
+        let place = bundled.as_deref().unwrap_or(path);
+        let files = find_files(place)?.iter().map(DataFile::open).collect::<Result<Vec<_>>>()?;
+        let hub_id = hub_id(place).map(|id| format!("{}/{}", id.owner, id.name));
+        Ok(Self { hub_id, ..Self::from_files(path, files, options)? })
     }
 
     /// A data set of files that are open already; `name` is what it is called in messages.
@@ -123,7 +123,8 @@ impl Dataset {
             None => detect(&files, &options.columns)?,
         };
         let columns = options.columns.clone();
-        let dataset = Self { name, files, ends, format, stated: options.format.is_some(), columns };
+        let stated = options.format.is_some();
+        let dataset = Self { name, hub_id: None, files, ends, format, stated, columns };
         dataset.check_columns()?;
         Ok(dataset)
     }
@@ -131,6 +132,11 @@ impl Dataset {
     /// What the data set is called.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its id on the hub, without the split, where it is from there.
+    pub fn hub_id(&self) -> Option<&str> {
+        self.hub_id.as_deref()
     }
 
     /// Number of rows.
@@ -269,12 +275,15 @@ fn find_files(text: &str) -> Result<Vec<PathBuf>> {
     if path.is_dir() {
         return files_in(path);
     }
-    if !path.exists()
-        && let Some(id) = HubId::parse(text)
-    {
-        return hub::fetch(&id);
+    match hub_id(text) {
+        Some(id) => hub::fetch(&id),
+        None => Ok(vec![path.to_path_buf()]),
     }
-    Ok(vec![path.to_path_buf()])
+}
+
+/// What is on disk goes before the hub.
+fn hub_id(text: &str) -> Option<HubId> {
+    if Path::new(text).exists() { None } else { HubId::parse(text) }
 }
 
 /// Every data file in a directory, sorted by name.

@@ -6,15 +6,43 @@ use std::path::Path;
 use super::files::atomic_write;
 use crate::Result;
 
+/// A model or data set that a card names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// `owner/name` on the hub.
+    Hub(String),
+    /// A path: of it, the last part is told. A card is public, a home directory is not.
+    Local(String),
+}
+
+impl Named {
+    fn public_name(&self) -> &str {
+        match self {
+            Self::Hub(id) => id,
+            Self::Local(path) => {
+                path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
+            }
+        }
+    }
+
+    /// For the front matter: hubs refuse a card whose ids are paths of somebody's disk.
+    fn hub_id(&self) -> Option<&str> {
+        match self {
+            Self::Hub(id) => Some(id),
+            Self::Local(_) => None,
+        }
+    }
+}
+
 /// What the card says. Empty parts are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Card {
     /// Name of the model that was made.
     pub name: String,
-    /// Hub id, or directory, of the model it was made from; empty for one made from nothing.
-    pub base_model: String,
-    /// Hub ids, or paths, of the data.
-    pub datasets: Vec<String>,
+    /// The model it was made from; none for one made from nothing.
+    pub base_model: Option<Named>,
+    /// The data.
+    pub datasets: Vec<Named>,
     /// e.g. `sft`, `dpo`: a tag, and a word of the text.
     pub method: String,
     /// The method in a sentence or two.
@@ -46,7 +74,7 @@ impl Card {
         if !self.datasets.is_empty() {
             text.push_str("\n## Data\n\n");
             for dataset in &self.datasets {
-                let _ = writeln!(text, "- {}", code(public_name(dataset)));
+                let _ = writeln!(text, "- {}", code(dataset.public_name()));
             }
         }
         table(&mut text, "Training", &self.hyper_parameters);
@@ -80,11 +108,9 @@ impl Card {
                 values.iter().for_each(|value| _ = writeln!(text, "- {}", quoted(value)));
             }
         };
-        // Hubs refuse a card whose ids are paths of somebody's disk.
-        let base: Vec<_> =
-            [self.base_model.as_str()].into_iter().filter(|id| is_hub_id(id)).collect();
-        list("base_model", &base);
-        let datasets = self.datasets.iter().map(String::as_str).filter(|id| is_hub_id(id));
+        let base = self.base_model.iter().filter_map(Named::hub_id);
+        list("base_model", &base.collect::<Vec<_>>());
+        let datasets = self.datasets.iter().filter_map(Named::hub_id);
         list("datasets", &datasets.collect::<Vec<_>>());
         let mut tags = vec!["halter"];
         tags.extend([self.method.as_str()].into_iter().filter(|method| !method.is_empty()));
@@ -101,12 +127,10 @@ impl Card {
 
     fn introduction(&self) -> String {
         let what = if self.is_adapter { "An adapter" } else { "A language model" };
-        let from = match self.base_model.is_empty() {
-            true => ", trained from fresh weights".to_string(),
-            false if is_hub_id(&self.base_model) => {
-                format!(" for [{0}](https://huggingface.co/{0})", self.base_model)
-            }
-            false => format!(" for {}", code(public_name(&self.base_model))),
+        let from = match &self.base_model {
+            None => ", trained from fresh weights".to_string(),
+            Some(Named::Hub(id)) => format!(" for [{id}](https://huggingface.co/{id})"),
+            Some(local) => format!(" for {}", code(local.public_name())),
         };
         let from = if self.is_adapter { from } else { from.replacen(" for ", " made from ", 1) };
         let description = one_line(&self.description);
@@ -114,7 +138,7 @@ impl Card {
     }
 
     fn how_to_load(&self, text: &mut String) {
-        let base = if self.base_model.is_empty() { "base" } else { public_name(&self.base_model) };
+        let base = self.base_model.as_ref().map_or("base", Named::public_name);
         let (imports, load) = match self.is_adapter {
             true => (
                 "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -145,26 +169,6 @@ impl Card {
              print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n"
         );
     }
-}
-
-/// Whether a hub could know it: `name` or `owner/name`, in the letters that hubs allow.
-fn is_hub_id(id: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    let file = [".gguf", ".json", ".jsonl", ".parquet", ".safetensors"];
-    let is_file = file.iter().any(|ending| id.ends_with(ending));
-    matches!(id.split_once('/'), Some((owner, name)) if part(owner) && part(name)) && !is_file
-}
-
-/// A hub id as it is; of a path only its last part: a card is public, a home directory is not.
-fn public_name(id: &str) -> &str {
-    if is_hub_id(id) {
-        return id;
-    }
-    id.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(id)
 }
 
 /// A string as YAML, JSON and Python read it.
