@@ -342,6 +342,7 @@ impl SftConfig {
             use_rslora: self.use_rslora,
             dropout: self.lora_dropout,
             base_model: self.model.clone(),
+            revision: self.revision.clone(),
         }
     }
 

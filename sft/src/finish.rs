@@ -146,10 +146,14 @@ fn export(run: &Finished, dir: &RunDir, progress: &mut dyn Progress) -> Result<(
 }
 
 fn adapter_config(run: &Finished) -> Result<AdapterConfig> {
-    Ok(match &run.config.adapter {
-        Some(dir) => run.source.adapter(dir)?.config,
-        None => run.config.adapter_config(),
-    })
+    let config = run.config;
+    let Some(dir) = &config.adapter else { return Ok(config.adapter_config()) };
+    let mut adapter = run.source.adapter(dir)?.config;
+    // A revision is one of the model that was named with it.
+    if config.revision.is_some() {
+        (adapter.base_model, adapter.revision) = (config.model.clone(), config.revision.clone());
+    }
+    Ok(adapter)
 }
 
 fn verify_adapter(

@@ -18,6 +18,7 @@ fn lora(targets: TargetModules) -> AdapterConfig {
         use_rslora: false,
         dropout: 0.05,
         base_model: Some("base".into()),
+        revision: Some("v2".into()),
     }
 }
 

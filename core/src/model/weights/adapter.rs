@@ -62,6 +62,8 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// The model it belongs to, as its user named it.
     pub base_model: Option<String>,
+    /// That model's revision on the hub, where one was named.
+    pub revision: Option<String>,
 }
 
 impl Default for AdapterConfig {
@@ -74,6 +76,7 @@ impl Default for AdapterConfig {
             use_rslora: false,
             dropout: 0.0,
             base_model: None,
+            revision: None,
         }
     }
 }
@@ -159,16 +162,15 @@ impl AdapterConfig {
             ),
             _ => return Err(wrong("target_modules", "`all-linear` or a list of names")),
         };
+        let text = |key: &str| map.get(key).and_then(Value::as_str).map(str::to_string);
         Ok(Self {
             rank,
             alpha: alpha.ok_or_else(|| wrong("lora_alpha", "a number"))?,
             target_modules,
             use_rslora: flag("use_rslora")?,
             dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number from 0 up to 1"))?,
-            base_model: map
-                .get("base_model_name_or_path")
-                .and_then(Value::as_str)
-                .map(str::to_string),
+            base_model: text("base_model_name_or_path"),
+            revision: text("revision"),
         })
     }
 
@@ -194,7 +196,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": {},
-            "revision": null,
+            "revision": self.revision,
             "target_modules": modules,
             "task_type": "CAUSAL_LM",
             "use_dora": false,

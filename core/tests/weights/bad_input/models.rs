@@ -97,8 +97,7 @@ fn what_is_not_an_adapter() {
         alpha: 4.0,
         target_modules: TargetModules::Named(vec!["q_proj".into()]),
         use_rslora: false,
-        dropout: 0.0,
-        base_model: None,
+        ..AdapterConfig::default()
     };
     let factor = |_: &str, factor: Factor| {
         let shape = if factor == Factor::A { [2, 64] } else { [64, 2] };
