@@ -14,7 +14,7 @@ use halter_core::data::format::{Columns, Format};
 use halter_core::data::view::Encoder;
 use halter_core::text::encode::EncodeOptions;
 use halter_core::text::mask::MaskPolicy;
-use halter_core::train::progress::Progress;
+use halter_core::train::progress::{Progress, counted};
 use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, ErrorKind, bundled};
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
@@ -165,7 +165,7 @@ fn refused(count: usize, rows: usize, name: &str) -> anyhow::Result<()> {
         0 => Ok(()),
         _ => Err(Error::new(
             ErrorKind::Data,
-            format!("{count} of {rows} row{} cannot be used", if rows == 1 { "" } else { "s" }),
+            format!("{count} of {} cannot be used", counted(rows, "row")),
         )
         .in_file(name)
         .hint("a run would stop at the first of them")

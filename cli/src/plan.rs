@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use halter_core::memory::plan::gigabytes;
+use halter_core::train::progress::counted;
 use halter_sft::recipe::Prepared;
 use serde_json::json;
 
@@ -33,7 +34,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         }
         writeln!(out, "{:<24}{:>8.2} s", "step", plan.seconds_per_step)?;
         let hours = plan.seconds_per_step * prepared.total_steps as f64 / 3600.0;
-        writeln!(out, "{:<24}{hours:>8.2} h", format!("{} steps", prepared.total_steps))?;
+        writeln!(out, "{:<24}{hours:>8.2} h", counted(prepared.total_steps as usize, "step"))?;
     }
     context.print_json(&json!({
         "steps": prepared.total_steps,

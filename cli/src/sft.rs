@@ -22,7 +22,7 @@ pub struct Args {
     /// Go on after the newest checkpoint of --output
     #[arg(long, alias = "resume_from_checkpoint")]
     resume: bool,
-    /// Plan and check everything, train nothing
+    /// Plan, check model, options, held-out rows and the first 32 training rows; train nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -55,7 +55,12 @@ pub struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Model and data")]
     adapter: Option<PathBuf>,
     /// Data set: file, directory or hub id, with an optional :weight; repeatable
-    #[arg(long, value_name = "DATA[:WEIGHT]", help_heading = "Model and data")]
+    #[arg(
+        long,
+        alias = "dataset_name",
+        value_name = "DATA[:WEIGHT]",
+        help_heading = "Model and data"
+    )]
     data: Vec<String>,
     /// Format of the rows, where it is not to be detected
     #[arg(long, help_heading = "Model and data")]

@@ -12,7 +12,7 @@ use halter_core::model::weights::export::{
     ExportOptions, ParamData, write_model, write_side_files,
 };
 use halter_core::train::card::{Card, Named};
-use halter_core::train::progress::Progress;
+use halter_core::train::progress::{Progress, counted};
 use halter_core::train::report::Report;
 use halter_core::train::run_dir::RunDir;
 use halter_core::train::source::Source;
@@ -177,7 +177,8 @@ fn same(name: &str, found: &candle_core::Tensor, expected: &candle_core::Tensor)
     match differing.to_scalar::<f32>()? {
         0.0 => Ok(()),
         count => Err(Error::model(format!(
-            "the export is not what was trained: `{name}` differs in {count} places"
+            "the export is not what was trained: `{name}` differs in {}",
+            counted(count as usize, "place")
         ))),
     }
 }
@@ -194,20 +195,20 @@ fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
         headline.push(Figure {
             name: "accuracy".into(),
             value: arrow(outcome.accuracy.0.map(percent), percent(after)),
-            detail: format!("{} held-out problems", run.answers_after.score().1),
+            detail: counted(run.answers_after.score().1, "held-out problem"),
         });
     }
     if let Some(after) = outcome.eval_loss.1 {
         headline.push(Figure {
             name: "evaluation loss".into(),
             value: arrow(outcome.eval_loss.0.map(|l| format!("{l:.3}")), format!("{after:.3}")),
-            detail: format!("{} held-out rows", run.evaluation.rows().len()),
+            detail: counted(run.evaluation.rows().len(), "held-out row"),
         });
     }
     headline.push(Figure {
         name: "tokens per second".into(),
         value: format!("{:.0}", outcome.tokens_per_second),
-        detail: format!("{} tokens", outcome.tokens),
+        detail: counted(outcome.tokens as usize, "token"),
     });
     let memory = outcome.peak_memory.map_or_else(|| "unknown".into(), gigabytes);
     headline.push(Figure {

@@ -16,7 +16,7 @@ use halter_core::train::checkpoint::CheckpointStore;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::metrics::{MetricsWriter, StepMetrics};
 use halter_core::train::optimizer::AdamW;
-use halter_core::train::progress::{Progress, Unit};
+use halter_core::train::progress::{Progress, Unit, counted};
 use halter_core::train::run_dir::{RunDir, Start};
 use halter_core::train::schedule::Schedule;
 use halter_core::train::source::Source;
@@ -64,8 +64,11 @@ impl Prepared {
         let encoder = Encoder::new(config, &source);
         let evaluation = Evaluation::open(config, &encoder)?;
         if evaluation.left_out() > 0 {
-            let (left_out, rows) = (evaluation.left_out(), evaluation.rows().len());
-            progress.note(&format!("evaluation: {left_out} records left out, {rows} rows used"));
+            progress.note(&format!(
+                "evaluation: {} left out, {} used",
+                counted(evaluation.left_out(), "record"),
+                counted(evaluation.rows().len(), "row")
+            ));
         }
         let base = if config.is_lora() { Base::Frozen } else { Base::Trainable };
         let mut model = source.decoder(base, &device, config.seed)?;
@@ -108,9 +111,9 @@ impl Prepared {
         ));
         let seconds = self.plan.seconds_per_step;
         progress.note(&format!(
-            "plan: {} steps of {} rows, about {:.2} s each; peak memory about {}",
-            self.total_steps,
-            self.config.batch_size,
+            "plan: {} of {}, about {:.2} s each; peak memory about {}",
+            counted(self.total_steps as usize, "step"),
+            counted(self.config.batch_size, "row"),
             seconds,
             gigabytes(self.plan.peak_bytes())
         ));

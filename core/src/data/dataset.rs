@@ -12,6 +12,7 @@ use super::hub::{self, HubId};
 use super::parse::parse;
 use super::reader::{DataFile, ENDINGS, ending};
 use super::record::{Origin, Record};
+use crate::train::progress::counted;
 use crate::{Error, Result, bundled};
 
 /// Rows of each file that are looked at to tell the format.
@@ -227,9 +228,8 @@ impl Dataset {
 impl fmt::Display for Dataset {
     /// What a command says when it opens a data set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = |n: usize| if n == 1 { "" } else { "s" };
-        let (rows, files) = (self.len(), self.files.len());
-        write!(f, "{}: {rows} row{}", self.name, plural(rows))?;
+        let files = self.files.len();
+        write!(f, "{}: {}", self.name, counted(self.len(), "row"))?;
         if files > 1 {
             write!(f, " in {files} files")?;
         }

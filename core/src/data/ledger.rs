@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::encoded::{Encoded, TokenCount};
 use super::record::Origin;
+use crate::train::progress::counted;
 use crate::{Error, Result};
 
 /// What became of a row.
@@ -69,13 +70,13 @@ impl fmt::Display for LedgerTotals {
         let sum = |by: &BTreeMap<String, u64>| by.values().sum::<u64>();
         write!(
             f,
-            "{} rows: {} kept, {} cut, {} dropped, {} refused; {} tokens, {} trained",
-            self.rows,
+            "{}: {} kept, {} cut, {} dropped, {} refused; {}, {} trained",
+            counted(self.rows as usize, "row"),
             self.kept,
             sum(&self.cut),
             sum(&self.dropped),
             sum(&self.refused),
-            self.tokens,
+            counted(self.tokens as usize, "token"),
             self.trained_tokens
         )?;
         if self.lost_tokens > 0 {

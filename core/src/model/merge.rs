@@ -11,7 +11,7 @@ use super::weights::export::{ExportOptions, ParamData, SideContent, SideFile, wr
 use super::weights::text_files::{GENERATION, TextFiles};
 use super::weights::{ModelFiles, StoredTensor, WeightFiles};
 use crate::ops::matmul::{self, Into, Mat, MatMut};
-use crate::train::progress::{Progress, Unit};
+use crate::train::progress::{Progress, Unit, counted};
 use crate::{Error, Result};
 
 /// Elements that are computed or compared at a time.
@@ -241,8 +241,9 @@ fn compare(
         let count = differing.count();
         if count > 0 {
             return Err(Error::model(format!(
-                "the export is not what was computed: `{}` differs in {count} places",
-                found.name()
+                "the export is not what was computed: `{}` differs in {}",
+                found.name(),
+                counted(count, "place")
             ))
             .hint("the disk gave back other values than were written"));
         }
@@ -306,7 +307,7 @@ mod tests {
             };
             assert!(compare(&written(0.0), &base, None, dtype).is_ok());
             let error = compare(&written(0.5), &base, None, dtype).unwrap_err();
-            assert!(error.message().ends_with("`w` differs in 1 places"), "{error}");
+            assert!(error.message().ends_with("`w` differs in 1 place"), "{error}");
         }
     }
 }

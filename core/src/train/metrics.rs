@@ -28,7 +28,7 @@ pub struct StepMetrics {
     pub learning_rate: Option<f64>,
     /// Tokens through the model since the run began, prompts included.
     pub num_tokens: Option<u64>,
-    /// Trained tokens of this step.
+    /// Trained tokens since the run began.
     pub supervised_tokens: Option<u64>,
     /// Tokens through the model in this step, by its wall time.
     pub tokens_per_second: Option<f64>,

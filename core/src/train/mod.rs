@@ -8,7 +8,6 @@ pub mod metrics;
 pub mod optimizer;
 pub mod pass;
 pub mod progress;
-pub mod random;
 pub mod report;
 pub mod run_dir;
 pub mod schedule;

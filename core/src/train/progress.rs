@@ -29,6 +29,12 @@ impl Unit {
     }
 }
 
+/// `1 row`, `2 rows`: a number with what it counts.
+pub fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
 /// Somebody who watches. One piece of work at a time: `begin`, any number of `advance`, `finish`;
 /// `note` at any time.
 pub trait Progress: Send {
@@ -88,6 +94,12 @@ impl Progress for Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_a_thing_is_not_several() {
+        let shown = [0, 1, 2].map(|rows| counted(rows, "row"));
+        assert_eq!(shown, ["0 rows", "1 row", "2 rows"]);
+    }
 
     #[test]
     fn what_is_noted_and_how_far_work_came_is_kept() {

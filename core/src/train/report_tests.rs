@@ -192,8 +192,8 @@ fn thousands_are_set_apart() {
 /// A realistic run, to look at: `HALTER_TEST_REPORT=report.html cargo test … a_report_to_look_at`.
 #[test]
 fn a_report_to_look_at() {
-    use rand::Rng;
-    let mut random = crate::train::random::stream(1, "report");
+    use rand::{Rng, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
     let steps: Vec<_> = (1..=600u64)
         .map(|step| {
             let noise = random.random_range(-1.0..1.0);

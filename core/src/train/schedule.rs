@@ -11,11 +11,12 @@ pub enum Decay {
     Linear,
     /// Half a cosine to zero.
     Cosine,
-    /// None.
+    /// None; with warm-up, transformers' `constant_with_warmup`.
     Constant,
 }
 
-/// Warm-up from zero, then decay, as transformers' schedulers of the same names.
+/// Warm-up from zero, then decay: transformers' schedulers of the same names, but that `constant`
+/// warms up as well.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Learning rate at the end of warm-up.

@@ -32,6 +32,10 @@ fn grouped(number: u64) -> String {
     text
 }
 
+fn rows(number: usize) -> String {
+    format!("{} row{}", grouped(number as u64), if number == 1 { "" } else { "s" })
+}
+
 fn line(f: &mut fmt::Formatter<'_>, name: &str, value: impl fmt::Display) -> fmt::Result {
     writeln!(f, "  {name:<12}{value}")
 }
@@ -64,9 +68,9 @@ impl fmt::Display for Inspection {
             line(f, "", format!("{} {what}", grouped(rows as u64)))?;
         }
         if let Some(limit) = self.max_seq_len {
-            let rows = grouped(self.over_long as u64);
+            let rows = rows(self.over_long);
             let excess = grouped(self.over_long_excess);
-            line(f, "over-long", format!("{rows} rows beyond {limit}, by {excess} in all"))?;
+            line(f, "over-long", format!("{rows} beyond {limit}, by {excess} in all"))?;
         }
         self.conversations(f)?;
         self.lengths(f)?;
@@ -95,7 +99,7 @@ impl Inspection {
             line(f, "turns", format!("{}{more}", shown.join(", ")))?;
         }
         if self.with_tools > 0 {
-            line(f, "tools", format!("{} rows declare tools", grouped(self.with_tools as u64)))?;
+            line(f, "tools", format!("{} with tools declared", rows(self.with_tools)))?;
         }
         Ok(())
     }
@@ -130,8 +134,8 @@ impl Inspection {
         if self.duplicates > 0 {
             let first = self.duplicate_rows.first();
             let example = first.map(|d| format!(", e.g. {} is {}", d.row, d.first));
-            let count = grouped(self.duplicates as u64);
-            line(f, "duplicates", format!("{count} rows{}", example.unwrap_or_default()))?;
+            let rows = rows(self.duplicates);
+            line(f, "duplicates", format!("{rows}{}", example.unwrap_or_default()))?;
         }
         for error in &self.errors {
             line(f, "refused", error)?;
