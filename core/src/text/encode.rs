@@ -245,9 +245,9 @@ fn encode_chat(
     let template = template.ok_or_else(no_template)?;
     check_messages(messages)?;
     if !options.allow_special_text {
-        for (index, message) in messages.iter().enumerate() {
+        for (number, message) in (1..).zip(messages) {
             for value in message.0.values() {
-                check_special(value, tokenizer, &format!("message `{index}`"), 0)?;
+                check_special(value, tokenizer, &format!("message `{number}`"), 0)?;
             }
         }
         for tool in tools.unwrap_or_default() {
@@ -272,15 +272,15 @@ fn check_messages(messages: &[Message]) -> Result<()> {
     if messages.is_empty() {
         return Err(Error::data("conversation has no messages"));
     }
-    for (index, message) in messages.iter().enumerate() {
+    for (number, message) in (1..).zip(messages) {
         match message.0.get("role") {
             Some(Value::String(role)) if !role.is_empty() => {}
             Some(other) => {
                 return Err(Error::data(format!(
-                    "message `{index}` has role `{other}`, expected a name"
+                    "message `{number}` has role `{other}`, expected a name"
                 )));
             }
-            None => return Err(Error::data(format!("message `{index}` has no `role`"))),
+            None => return Err(Error::data(format!("message `{number}` has no `role`"))),
         }
         match message.0.get("content") {
             Some(Value::String(_) | Value::Array(_) | Value::Object(_)) => {}
@@ -290,11 +290,11 @@ fn check_messages(messages: &[Message]) -> Result<()> {
                     .iter()
                     .any(|key| message.0.get(*key).is_some_and(|value| !value.is_null())) => {}
             None | Some(Value::Null) => {
-                return Err(Error::data(format!("message `{index}` has no `content`")));
+                return Err(Error::data(format!("message `{number}` has no `content`")));
             }
             Some(other) => {
                 return Err(Error::data(format!(
-                    "message `{index}` has content `{other}`, expected text"
+                    "message `{number}` has content `{other}`, expected text"
                 )));
             }
         }
@@ -395,7 +395,7 @@ fn encode_tokenized(
     let limit = options.vocab_size.unwrap_or_else(|| tokenizer.id_limit());
     if let Some(at) = input_ids.iter().position(|id| *id as usize >= limit) {
         return Err(Error::data(format!(
-            "token `{}` at position `{at}` is beyond the vocabulary of `{limit}`",
+            "`input_ids[{at}]` is `{}`, beyond the vocabulary of `{limit}`",
             input_ids[at]
         ))
         .hint("the row was made with another tokenizer"));

@@ -132,7 +132,8 @@ fn check_calls(
         // A template that refuses the conversation without the call does look at it.
         if template.render(&without, options).is_ok_and(|rendered| rendered == text) {
             return Err(Error::data(format!(
-                "message `{index}` calls a tool, but the chat template leaves the call out"
+                "message `{}` calls a tool, but the chat template leaves the call out",
+                index + 1
             ))
             .hint("use a model whose template knows tools, or rows without tool calls"));
         }
@@ -151,7 +152,8 @@ fn sentinel(text: &str) -> String {
 }
 
 fn cannot(index: usize, why: &str) -> Error {
-    Error::text(format!("message `{index}` cannot be masked with this chat template: {why}"))
+    let number = index + 1;
+    Error::text(format!("message `{number}` cannot be masked with this chat template: {why}"))
         .hint("use prompt/completion rows, rows already tokenized, or another `--chat-template`")
 }
 
