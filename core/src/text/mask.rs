@@ -74,7 +74,7 @@ pub struct MaskedTokens {
 /// Renders a conversation and finds what is trained: the assistant turns from message `first` on.
 ///
 /// # Errors
-/// A template that refuses the conversation, leaves a tool call out or cannot be masked; no
+/// A template that refuses the conversation, leaves tools or a call out or cannot be masked; no
 /// assistant turn.
 pub fn mask_text(
     template: &ChatTemplate,
@@ -87,6 +87,7 @@ pub fn mask_text(
     let options = RenderOptions { tools, ..RenderOptions::default() };
     let text = template.render(messages, &options)?;
     check_calls(template, messages, &options, &text)?;
+    check_tools(template, messages, &options, &text)?;
     let ends: Vec<String> =
         tokenizer.end_of_turn_tokens().into_iter().map(|(token, _)| token).collect();
     if ends.is_empty() {
@@ -137,6 +138,22 @@ fn check_calls(
             ))
             .hint("use a model whose template knows tools, or rows without tool calls"));
         }
+    }
+    Ok(())
+}
+
+/// Refuses tools that the template leaves out: the model would learn to answer without them.
+fn check_tools(
+    template: &ChatTemplate,
+    messages: &[Message],
+    options: &RenderOptions,
+    text: &str,
+) -> Result<()> {
+    let without = RenderOptions { tools: None, ..*options };
+    let left_out = || template.render(messages, &without).is_ok_and(|rendered| rendered == text);
+    if options.tools.is_some_and(|tools| !tools.is_empty()) && left_out() {
+        return Err(Error::data("row declares tools, but the chat template leaves them out")
+            .hint("use a model whose template knows tools, or rows without `tools`"));
     }
     Ok(())
 }
