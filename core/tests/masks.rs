@@ -247,6 +247,35 @@ fn only_the_last_turn_is_trained_when_asked() {
 }
 
 #[test]
+fn a_turn_of_weight_0_is_context() {
+    let tokenizer = tokenizer("tiny_chatml");
+    let template = template(&source("smollm2"), &tokenizer);
+    let with = |key: &str, weights: [Value; 2]| {
+        let Record::Chat { mut messages, .. } = two_turns() else { unreachable!() };
+        for (index, weight) in [1, 3].into_iter().zip(weights) {
+            messages[index].0.insert(key.into(), weight);
+        }
+        encode(
+            &Record::Chat { messages, tools: None },
+            &tokenizer,
+            &template,
+            &EncodeOptions::default(),
+        )
+    };
+    let plain = encode(&two_turns(), &tokenizer, &template, &EncodeOptions::default());
+    for (key, weights, expected) in [
+        ("weight", [json!(0), json!(1)], &["A2<|im_end|>"][..]),
+        ("weight", [json!(1.0), json!(0.0)], &[" A1\n<|im_end|>"]),
+        ("train", [json!(false), Value::Null], &["A2<|im_end|>"]),
+        ("train", [json!(true), json!(1)], &[" A1\n<|im_end|>", "A2<|im_end|>"]),
+    ] {
+        let encoded = with(key, weights);
+        assert_eq!(trained(&tokenizer, &encoded), expected, "{key}");
+        assert_eq!(encoded.input_ids, plain.input_ids);
+    }
+}
+
+#[test]
 fn a_completion_of_messages_trains_nothing_of_its_prompt() {
     let tokenizer = tokenizer("tiny_chatml");
     let template = template(&source("smollm2"), &tokenizer);

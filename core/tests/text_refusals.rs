@@ -28,6 +28,12 @@ fn ask(name: &str, tokenizer: &Tokenizer, list: Value) -> Result<Outcome> {
     encode_sft(&chat(&list, None), tokenizer, Some(&template), &EncodeOptions::default())
 }
 
+fn with_tools(name: &str, tokenizer: &Tokenizer, list: Value, tools: &Value) -> Result<Outcome> {
+    let template = template(&source(name), tokenizer);
+    let row = chat(&list, Some(tools));
+    encode_sft(&row, tokenizer, Some(&template), &EncodeOptions::default())
+}
+
 fn with_source(body: &str, tokenizer: &Tokenizer, list: Value) -> Result<Outcome> {
     let template = template(body, tokenizer);
     encode_sft(&chat(&list, None), tokenizer, Some(&template), &EncodeOptions::default())
@@ -72,6 +78,19 @@ fn wrong_conversations_are_refused_with_a_reason() {
     let called = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "",
         "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]);
     line(t, "tool call left out", ask("smollm2", &chatml, called));
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let declared = with_tools("smollm2", &chatml, fine(), &tools);
+    line(t, "tools left out", declared);
+    for (name, on, weight) in [
+        ("a weight between", 1, json!(0.5)),
+        ("a weight that is no number", 1, json!("high")),
+        ("a question with a weight", 0, json!(1)),
+        ("no answer with a weight", 1, json!(0)),
+    ] {
+        let mut weighted = fine();
+        weighted[on]["weight"] = weight;
+        line(t, name, ask("smollm2", &chatml, weighted));
+    }
     let row = chat(&fine(), None);
     line(t, "no template", encode_sft(&row, &chatml, None, &EncodeOptions::default()));
     line(t, "no template for a prompt", completion_prompt(&row, &chatml, None));

@@ -28,6 +28,24 @@ impl Message {
     pub fn content(&self) -> Option<&str> {
         self.0.get("content").and_then(Value::as_str)
     }
+
+    /// What the row says of training on this turn, and the key that says it: OpenAI's `weight`, or
+    /// `train`.
+    pub fn training(&self) -> Option<(&'static str, &Value)> {
+        let said = |key| Some((key, self.0.get(key).filter(|value| !value.is_null())?));
+        said("weight").or_else(|| said("train"))
+    }
+
+    /// Whether the row says that this turn is trained (1, true) or not (0, false); `None` where it
+    /// says neither.
+    pub fn is_trained(&self) -> Option<bool> {
+        let (_, value) = self.training()?;
+        match value.as_f64() {
+            Some(0.0) => Some(false),
+            Some(1.0) => Some(true),
+            _ => value.as_bool(),
+        }
+    }
 }
 
 /// A prompt or a completion: text, or messages that the chat template renders.

@@ -262,6 +262,12 @@ fn encode_chat(
         prompt_is_prefix: tokens.prompt_is_prefix,
     };
     if first > 0 && !options.completion_only_loss {
+        if let Some(index) = messages.iter().position(|m| m.is_trained() == Some(false)) {
+            return Err(Error::data(format!(
+                "message `{}` is not to be trained, but `--train-on-prompt` trains all",
+                index + 1
+            )));
+        }
         encoded.completion_mask.fill(true);
     }
     Ok(encoded)
@@ -298,8 +304,25 @@ fn check_messages(messages: &[Message]) -> Result<()> {
                 )));
             }
         }
+        check_training(message, number)?;
     }
     Ok(())
+}
+
+/// A turn is trained or not, and only an assistant's can be.
+fn check_training(message: &Message, number: usize) -> Result<()> {
+    let Some((key, value)) = message.training() else { return Ok(()) };
+    match message.is_trained() {
+        None => {
+            Err(Error::data(format!("message `{number}` has `{key}` `{value}`, expected 0 or 1")))
+        }
+        Some(true) if message.role() != "assistant" => Err(Error::data(format!(
+            "message `{number}` has `{key}` `{value}`, but its role is `{}`",
+            message.role()
+        ))
+        .hint("only assistant turns are trained")),
+        Some(_) => Ok(()),
+    }
 }
 
 fn check_special(value: &Value, tokenizer: &Tokenizer, place: &str, depth: usize) -> Result<()> {

@@ -71,7 +71,8 @@ pub struct MaskedTokens {
     pub prompt_is_prefix: bool,
 }
 
-/// Renders a conversation and finds what is trained: the assistant turns from message `first` on.
+/// Renders a conversation and finds what is trained: the assistant turns from message `first` on,
+/// but those of which the row says otherwise ([`Message::is_trained`]).
 ///
 /// # Errors
 /// A template that refuses the conversation, leaves tools or a call out or cannot be masked; no
@@ -96,11 +97,12 @@ pub fn mask_text(
     }
     let mut wanted: Vec<usize> =
         (first..messages.len()).filter(|&index| messages[index].role() == "assistant").collect();
+    if policy == MaskPolicy::Last {
+        wanted.drain(..wanted.len().saturating_sub(1));
+    }
+    wanted.retain(|&index| messages[index].is_trained() != Some(false));
     if wanted.is_empty() {
         return Err(Error::data("conversation has no assistant turn to train"));
-    }
-    if policy == MaskPolicy::Last {
-        wanted.drain(..wanted.len() - 1);
     }
     let finder =
         Finder { template, options, messages, ends, text: &text, sentinel: sentinel(&text) };

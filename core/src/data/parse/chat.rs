@@ -192,15 +192,17 @@ fn speaker(turn: &Map<String, Value>, from: &str, what: &str) -> Result<Message>
         Some(other) => return Err(expected(&format!("the `value` of {what}"), "a string", other)),
         None => return Err(Error::data(format!("{what} (`{}`) has no `value`", excerpt(from)))),
     };
-    let role = match from {
-        "human" | "user" => "user",
-        "gpt" | "assistant" | "chatgpt" | "model" | "bing" | "bard" => "assistant",
-        "system" => "system",
-        "observation" | "tool" | "function_response" | "function" => "tool",
+    let mut message = match from {
+        "human" | "user" => Message::new("user", text),
+        "gpt" | "assistant" | "chatgpt" | "model" | "bing" | "bard" => {
+            Message::new("assistant", text)
+        }
+        "system" => Message::new("system", text),
+        "observation" | "tool" | "function_response" | "function" => Message::new("tool", text),
         "function_call" => {
             let mut message = Message::new("assistant", "");
             message.0.insert("tool_calls".into(), function_calls(text, what)?.into());
-            return Ok(message);
+            message
         }
         other => {
             return Err(Error::data(format!("{what} is from `{}`", excerpt(other))).hint(
@@ -208,7 +210,6 @@ fn speaker(turn: &Map<String, Value>, from: &str, what: &str) -> Result<Message>
             ));
         }
     };
-    let mut message = Message::new(role, text);
     for (key, value) in turn {
         if !value.is_null() && !matches!(key.as_str(), "from" | "value" | "role" | "content") {
             message.0.insert(key.clone(), value.clone());
