@@ -170,6 +170,24 @@ fn a_tokenizer_given_by_the_user_is_used_and_exported() {
 }
 
 #[test]
+fn rows_trained_on_another_context_than_generation_has_are_counted() {
+    let place = Place::new();
+    let own = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+        {% if loop.last and m.role == 'assistant' %}(so)\n{% endif %}{{ m.content }}<|im_end|>\n\
+        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n(so)\n{% endif %}";
+    place.write("own.jinja", own);
+    let turn = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+    let once = [turn("user", "Q"), turn("assistant", "A")];
+    let both = [once.clone(), once.clone()].concat();
+    let twice = serde_json::json!({ "messages": both });
+    let once = serde_json::json!({ "messages": once });
+    place.write("two.jsonl", format!("{once}\n{twice}\n{twice}\n"));
+    let more = ["--data", "two.jsonl", "--chat-template", "own.jinja", "--output", "run"];
+    let stderr = text(&place.done(&[TINY, &more].concat()).stderr);
+    assert!(stderr.contains("\n  used 2: trained after a context that"), "{stderr}");
+}
+
+#[test]
 fn a_flag_overrules_what_the_recipe_says_beside_it() {
     let place = Place::new();
     place.write("recipe.toml", "max_steps = 1\nexport_dtype = \"bf16\"\n");

@@ -31,6 +31,7 @@ fn rows() -> Vec<Row> {
     let row = |row: u32| Row {
         input_ids: (0..512).map(|i| (i * 7919 + row * 31) % 49152).collect(),
         completion_mask: vec![true; 512],
+        prompt_is_prefix: true,
         origin: Origin { path: Arc::default(), line: 1 },
     };
     (0..4).map(row).collect()

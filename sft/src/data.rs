@@ -16,8 +16,7 @@ use halter_core::train::source::Source;
 
 use crate::config::SftConfig;
 
-/// The rows of a record, and whether some of them train on a context that generation would not
-/// give.
+/// The rows of a record.
 pub type EncodedRows = Fate<Vec<Row>>;
 
 /// Turns records into rows; shared by the threads of the stream.
@@ -52,6 +51,7 @@ impl Encoder {
             origin: origin.clone(),
             input_ids: encoded.input_ids,
             completion_mask: encoded.completion_mask,
+            prompt_is_prefix: encoded.prompt_is_prefix,
         };
         Ok(match outcome {
             Outcome::Kept(encoded) => Fate::Kept(vec![row(encoded)]),

@@ -46,6 +46,7 @@ fn rows() -> Vec<Row> {
         origin: Origin { path: Arc::clone(&path), line: line + 1 },
         input_ids: (0..len).map(|i| ((i * i + 13 * line + 7) % 101) as u32).collect(),
         completion_mask: (0..len).map(|i| i >= len / 3).collect(),
+        prompt_is_prefix: true,
     };
     [9, 30, 4, 17, 40, 2, 25, 12].into_iter().enumerate().map(row).collect()
 }

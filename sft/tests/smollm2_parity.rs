@@ -32,6 +32,7 @@ fn rows() -> Vec<Row> {
                 .iter()
                 .map(|m| m.as_u64() == Some(1))
                 .collect(),
+            prompt_is_prefix: true,
         }
     };
     text.lines().enumerate().map(row).collect()

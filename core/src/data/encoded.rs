@@ -52,9 +52,7 @@ pub trait TokenCount {
     /// Tokens that are trained.
     fn trained_tokens(&self) -> usize;
     /// Whether the tokens before every trained part are those that generation would be given.
-    fn prompt_is_prefix(&self) -> bool {
-        true
-    }
+    fn prompt_is_prefix(&self) -> bool;
 }
 
 impl TokenCount for Row {
@@ -66,6 +64,10 @@ impl TokenCount for Row {
     fn trained_tokens(&self) -> usize {
         self.completion_mask.iter().skip(1).filter(|&&trained| trained).count()
     }
+
+    fn prompt_is_prefix(&self) -> bool {
+        self.prompt_is_prefix
+    }
 }
 
 impl<T: TokenCount> TokenCount for [T] {
@@ -76,6 +78,10 @@ impl<T: TokenCount> TokenCount for [T] {
     fn trained_tokens(&self) -> usize {
         self.iter().map(T::trained_tokens).sum()
     }
+
+    fn prompt_is_prefix(&self) -> bool {
+        self.iter().all(T::prompt_is_prefix)
+    }
 }
 
 impl<T: TokenCount> TokenCount for Vec<T> {
@@ -85,5 +91,9 @@ impl<T: TokenCount> TokenCount for Vec<T> {
 
     fn trained_tokens(&self) -> usize {
         self.as_slice().trained_tokens()
+    }
+
+    fn prompt_is_prefix(&self) -> bool {
+        self.as_slice().prompt_is_prefix()
     }
 }

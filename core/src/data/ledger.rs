@@ -62,6 +62,8 @@ pub struct LedgerTotals {
     pub trained_tokens: u64,
     /// Tokens left out, by cutting and dropping.
     pub lost_tokens: u64,
+    /// Rows used that have a trained part after a context that generation would not be given.
+    pub unlike_generation: u64,
 }
 
 impl fmt::Display for LedgerTotals {
@@ -88,6 +90,13 @@ impl fmt::Display for LedgerTotals {
             for (reason, count) in by {
                 write!(f, "\n  {fate} {count}: {reason}")?;
             }
+        }
+        if self.unlike_generation > 0 {
+            let count = self.unlike_generation;
+            write!(
+                f,
+                "\n  used {count}: trained after a context that generation would not be given"
+            )?;
         }
         Ok(())
     }
@@ -176,6 +185,7 @@ impl Ledger {
         if let Some(kept) = outcome.kept() {
             totals.tokens += kept.tokens() as u64;
             totals.trained_tokens += kept.trained_tokens() as u64;
+            totals.unlike_generation += u64::from(!kept.prompt_is_prefix());
         }
         let (fate, reason, tokens, kept_tokens) = match outcome {
             Encoded::Kept(_) => {
@@ -258,7 +268,13 @@ mod tests {
     }
 
     fn row(len: usize) -> Row {
-        Row { origin: origin(1), input_ids: vec![0; len], completion_mask: vec![true; len] }
+        let completion_mask = vec![true; len];
+        Row {
+            origin: origin(1),
+            input_ids: vec![0; len],
+            completion_mask,
+            prompt_is_prefix: len != 5,
+        }
     }
 
     fn feed(ledger: &mut Ledger, lines: std::ops::Range<usize>) {

@@ -142,4 +142,6 @@ pub struct Row {
     pub input_ids: Vec<u32>,
     /// Same length; `true` where the token is trained (predicted from those before it).
     pub completion_mask: Vec<bool>,
+    /// Whether the tokens before every trained part are those that generation would be given.
+    pub prompt_is_prefix: bool,
 }

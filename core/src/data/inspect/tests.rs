@@ -28,6 +28,7 @@ fn an_inspection_counts_what_is_there() {
             origin: origin(index + 1),
             input_ids: vec![1; len],
             completion_mask: (0..len).map(|t| index != 1 && t >= len / 2).collect(),
+            prompt_is_prefix: true,
         };
         inspector.add(&row.origin.clone(), record, Some(&row));
     }
