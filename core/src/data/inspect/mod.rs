@@ -187,11 +187,6 @@ impl Inspector {
         let mut sorted: Vec<usize> = self.lengths.iter().map(|(length, _)| *length).collect();
         sorted.sort_unstable();
         let total: u64 = sorted.iter().map(|&length| length as u64).sum();
-        // Nearest rank: the smallest length that at least this share of the rows does not exceed.
-        let rank = |percent: usize| {
-            let index = (percent * sorted.len()).div_ceil(100).max(1) - 1;
-            sorted.get(index).copied().unwrap_or(0)
-        };
         let percentiles = [
             ("min", 0),
             ("p25", 25),
@@ -209,7 +204,10 @@ impl Inspector {
             unit: if self.counted_tokens { "tokens" } else { "characters" },
             rows: sorted.len() + self.refused,
             mean: if sorted.is_empty() { 0.0 } else { total as f64 / sorted.len() as f64 },
-            percentiles: percentiles.into_iter().map(|(name, p)| (name, rank(p))).collect(),
+            percentiles: percentiles
+                .into_iter()
+                .map(|(name, p)| (name, rank(&sorted, p)))
+                .collect(),
             histogram: histogram(&sorted),
             over_long: over.len(),
             over_long_excess: over.iter().map(|&length| (length - limit) as u64).sum(),
@@ -345,24 +343,39 @@ impl Walk<'_> {
     }
 }
 
-/// Rows by length, in at most 12 buckets of one round width.
+/// Rows by length, in at most 12 buckets of one round width, and one more for rows far longer than
+/// the others (Tukey's outer fence), which would make the width useless.
 fn histogram(sorted: &[usize]) -> Vec<Bucket> {
     let (Some(&low), Some(&high)) = (sorted.first(), sorted.last()) else { return Vec::new() };
+    let (quarter, three_quarters) = (rank(sorted, 25), rank(sorted, 75));
+    let fence = three_quarters.saturating_add((three_quarters - quarter).saturating_mul(3));
+    let usual = sorted[sorted.partition_point(|&length| length <= fence) - 1];
     let mut width = 1usize;
     // 1, 2, 5, 10, 20, 50, …
     for step in [2, 5, 2].into_iter().cycle() {
-        if high / width - low / width < 12 {
+        if usual / width - low / width < 12 {
             break;
         }
         width = if step == 5 { width / 2 * 5 } else { width * 2 };
     }
-    let mut buckets: Vec<Bucket> = (low / width..=high / width)
+    let mut buckets: Vec<Bucket> = (low / width..=usual / width)
         .map(|index| Bucket { from: index * width, to: (index + 1) * width, rows: 0 })
         .collect();
+    let end = (usual / width + 1) * width;
+    if high >= end {
+        buckets.push(Bucket { from: end, to: high + 1, rows: 0 });
+    }
+    let last = buckets.len() - 1;
     for length in sorted {
-        buckets[length / width - low / width].rows += 1;
+        buckets[(length / width - low / width).min(last)].rows += 1;
     }
     buckets
+}
+
+/// Nearest rank: the smallest length that at least this share of the rows does not exceed.
+fn rank(sorted: &[usize], percent: usize) -> usize {
+    let index = (percent * sorted.len()).div_ceil(100).max(1) - 1;
+    sorted.get(index).copied().unwrap_or(0)
 }
 
 fn shares(counts: &[u64]) -> Vec<(&'static str, f64)> {

@@ -78,6 +78,20 @@ fn a_data_set_of_nothing_is_shown_too() {
 }
 
 #[test]
+fn one_very_long_row_leaves_the_histogram_of_the_others_as_it_was() {
+    let usual: Vec<usize> = (0..60).map(|row| 40 + 7 * row).collect();
+    let without = histogram(&usual);
+    let mut with = histogram(&[usual, vec![131_072]].concat());
+    let last = with.pop().unwrap();
+    assert_eq!((last.rows, last.to), (1, 131_073));
+    assert_eq!(with, without);
+    assert!(with.len() > 6, "{with:?}");
+    // Of equal lengths, every other one is far away.
+    let same = histogram(&[8, 8, 8, 8, 500]);
+    assert_eq!(same.iter().map(|bucket| bucket.rows).collect::<Vec<_>>(), [4, 1]);
+}
+
+#[test]
 fn a_histogram_has_few_buckets_of_a_round_width_and_holds_every_row() {
     for high in [0usize, 1, 7, 11, 12, 13, 100, 999, 4096, 131_072, usize::MAX / 2] {
         for low in [0, high / 3, high] {
