@@ -5,7 +5,6 @@ pub mod inspect;
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -141,11 +140,9 @@ impl Rows {
             train_on_trailing: self.train_on_trailing,
             completion_only_loss: !self.train_on_prompt,
             allow_special_text: self.allow_special_text,
-            vocab_size: Some(source.config.vocab_size),
             ..EncodeOptions::default()
         };
-        let (tokenizer, template) = (Arc::new(source.tokenizer), source.template);
-        Ok(Some(Encoder { tokenizer, template, options }))
+        Ok(Some(Encoder::new(&source, options)))
     }
 }
 

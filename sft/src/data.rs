@@ -26,19 +26,16 @@ pub struct Encoder(view::Encoder);
 impl Encoder {
     /// The encoder of a run.
     pub fn new(config: &SftConfig, source: &Source) -> Self {
-        Self(view::Encoder {
-            tokenizer: Arc::new(source.tokenizer.clone()),
-            template: source.template.clone(),
-            options: EncodeOptions {
-                max_seq_len: Some(config.max_seq_len),
-                overlong: config.overlong,
-                mask: config.mask,
-                train_on_trailing: config.train_on_trailing,
-                completion_only_loss: config.completion_only_loss,
-                allow_special_text: config.allow_special_text,
-                vocab_size: Some(source.config.vocab_size),
-            },
-        })
+        let options = EncodeOptions {
+            max_seq_len: Some(config.max_seq_len),
+            overlong: config.overlong,
+            mask: config.mask,
+            train_on_trailing: config.train_on_trailing,
+            completion_only_loss: config.completion_only_loss,
+            allow_special_text: config.allow_special_text,
+            vocab_size: None,
+        };
+        Self(view::Encoder::new(source, options))
     }
 
     /// What becomes of a record.

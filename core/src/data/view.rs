@@ -20,6 +20,7 @@ use crate::text::encode::{EncodeOptions, Encoded, Outcome, Segment, encode_sft, 
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::progress::{Progress, Unit};
+use crate::train::source::Source;
 use crate::{Error, Result};
 
 /// What turns records into tokens.
@@ -34,6 +35,15 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// The encoder of a model, whose embedding bounds the ids.
+    pub fn new(source: &Source, options: EncodeOptions) -> Self {
+        Self {
+            tokenizer: Arc::new(source.tokenizer.clone()),
+            template: source.template.clone(),
+            options: EncodeOptions { vocab_size: Some(source.config.vocab_size), ..options },
+        }
+    }
+
     /// What becomes of a record.
     ///
     /// # Errors

@@ -89,8 +89,9 @@ impl Kept {
 
 impl Block {
     /// Its linear layers, in the order of the computation.
-    pub fn linears(&self) -> [&Linear; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down]
     }
 
     /// Its parameters, in the order of [`super::config::ModelConfig::params`] with each layer's

@@ -5,8 +5,7 @@ use std::collections::HashSet;
 use candle_core::{Device, Tensor};
 
 use super::Decoder;
-use super::block::Block;
-use super::linear::{Linear, Lora};
+use super::linear::Lora;
 use super::param::{Param, Value};
 use super::weights::adapter::{Adapter, AdapterConfig};
 use crate::ops::dropout::hash;
@@ -86,7 +85,7 @@ impl Decoder {
         let targets: HashSet<String> =
             config.modules(&self.config)?.into_iter().map(|(path, ..)| path).collect();
         for (layer, block) in self.blocks.iter_mut().enumerate() {
-            for (index, (matrix, linear)) in MATRICES.iter().zip(linears(block)).enumerate() {
+            for (index, (matrix, linear)) in MATRICES.iter().zip(block.linears_mut()).enumerate() {
                 let path = format!("model.layers.{layer}.{matrix}");
                 if !targets.contains(&path) {
                     continue;
@@ -118,7 +117,7 @@ impl Decoder {
     pub fn merge_lora(&mut self) -> Result<()> {
         let device = self.device().clone();
         for block in &mut self.blocks {
-            for linear in linears(block) {
+            for linear in block.linears_mut() {
                 if let Some(lora) = linear.lora.take() {
                     linear.weight = merged(&linear.weight, &lora, &device)?;
                 }
@@ -131,18 +130,6 @@ impl Decoder {
 /// Whether a parameter of this name belongs to an adapter.
 pub fn is_lora(name: &str) -> bool {
     name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
-}
-
-fn linears(block: &mut Block) -> [&mut Linear; 7] {
-    [
-        &mut block.q,
-        &mut block.k,
-        &mut block.v,
-        &mut block.o,
-        &mut block.gate,
-        &mut block.up,
-        &mut block.down,
-    ]
 }
 
 fn merged(weight: &Param, lora: &Lora, device: &Device) -> Result<Param> {
