@@ -312,15 +312,13 @@ fn check_messages(messages: &[Message]) -> Result<()> {
 /// A turn is trained or not, and only an assistant's can be.
 fn check_training(message: &Message, number: usize) -> Result<()> {
     let Some((key, value)) = message.training() else { return Ok(()) };
+    let (said, role) = (format!("message `{number}` has `{key}` `{value}`"), message.role());
     match message.is_trained() {
-        None => {
-            Err(Error::data(format!("message `{number}` has `{key}` `{value}`, expected 0 or 1")))
+        None => Err(Error::data(format!("{said}, expected 0 or 1"))),
+        Some(true) if role != "assistant" => {
+            let message = format!("{said}, but its role is `{role}`");
+            Err(Error::data(message).hint("only assistant turns are trained"))
         }
-        Some(true) if message.role() != "assistant" => Err(Error::data(format!(
-            "message `{number}` has `{key}` `{value}`, but its role is `{}`",
-            message.role()
-        ))
-        .hint("only assistant turns are trained")),
         Some(_) => Ok(()),
     }
 }
