@@ -115,13 +115,57 @@ impl Data {
         RowStream::start(Arc::clone(&self.sets), order, encode, StreamOptions::default())
     }
 
+    /// About `count` records, spread evenly over the data sets by their share of an epoch.
+    ///
+    /// # Errors
+    /// A row that cannot be read.
+    pub fn sample(&self, count: usize) -> impl Iterator<Item = Result<(Origin, Record)>> {
+        let epoch = self.mixture.rows_per_epoch() as f64;
+        self.sets.iter().zip(self.mixture.rows_of_each()).flat_map(move |(set, rows)| {
+            let share = (count as f64 * rows as f64 / epoch).round() as usize;
+            let taken = share.clamp(1, set.len());
+            (0..taken).map(move |at| read(set, at * set.len() / taken))
+        })
+    }
+
     /// All records, in the order of their files.
     ///
     /// # Errors
     /// A row that cannot be read.
     pub fn records(&self) -> impl Iterator<Item = Result<(Origin, Record)>> {
-        self.sets
-            .iter()
-            .flat_map(|set| (0..set.len()).map(|row| Ok((set.origin(row), set.record(row)?))))
+        self.sets.iter().flat_map(|set| (0..set.len()).map(|row| read(set, row)))
+    }
+}
+
+fn read(set: &Dataset, row: usize) -> Result<(Origin, Record)> {
+    Ok((set.origin(row), set.record(row)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+    use super::*;
+
+    #[test]
+    fn a_sample_is_spread_evenly_over_the_data_sets_by_their_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = |name: &str, rows: usize, weight: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "{\"text\": \"a\"}\n".repeat(rows)).unwrap();
+            format!("{}{weight}", path.display())
+        };
+        let specs =
+            [spec("a.jsonl", 100, ""), spec("b.jsonl", 50, ":6"), spec("c.jsonl", 3, ":0.5")];
+        let data = Data::open(&specs, &SftConfig::default(), true).unwrap();
+        let lines = |name: &str| -> Vec<usize> {
+            let origins = data.sample(32).map(|record| record.unwrap().0);
+            let of_set = origins.filter(|origin| origin.path.ends_with(name));
+            of_set.map(|origin| origin.line).collect()
+        };
+        assert_eq!(lines("a.jsonl"), [1, 13, 26, 38, 51, 63, 76, 88]);
+        let b = lines("b.jsonl");
+        assert_eq!((b.len(), b.first(), b.last()), (24, Some(&1), Some(&48)));
+        assert_eq!(lines("c.jsonl"), [1], "one at least");
     }
 }

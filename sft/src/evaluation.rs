@@ -1,8 +1,10 @@
 //! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
 
 use halter_core::data::dataset::DataSpec;
+use halter_core::data::encoded::TokenCount;
 use halter_core::data::record::Row;
-use halter_core::generate::{Limits, greedy};
+use halter_core::generate::{Limits, cached_tokens, greedy};
+use halter_core::memory::plan::EvaluationInput;
 use halter_core::model::Decoder;
 use halter_core::text::encode::Prompt;
 use halter_core::train::progress::{Progress, Unit};
@@ -106,6 +108,16 @@ impl Evaluation {
         &self.prompts
     }
 
+    /// What the planner must know; `None` where there is nothing to evaluate.
+    pub fn for_plan(&self, max_new_tokens: usize) -> Option<EvaluationInput> {
+        let prompts = self.prompts.iter().map(|prompt| prompt.input_ids.len());
+        Some(EvaluationInput {
+            tokens: self.rows.tokens(),
+            longest_row: self.rows.iter().map(Row::tokens).max()?,
+            cached_tokens: cached_tokens(prompts, max_new_tokens),
+        })
+    }
+
     /// Loss and token accuracy.
     ///
     /// # Errors
@@ -133,6 +145,8 @@ impl Evaluation {
         progress.begin("answering", prompts.len() as u64, Unit::Rows);
         let completions = greedy(model, &prompts, limits, |done| progress.advance(done as u64, ""));
         progress.finish();
+        // Steps have other sizes and would not use it.
+        model.context().pool().release();
         let completions = completions?
             .iter()
             .map(|ids| tokenizer.decode(ids, true))

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use halter_core::data::dataset::Dataset;
-use halter_core::memory::plan::{Plan, gigabytes, peak_memory};
+use halter_core::memory::plan::{Plan, gigabytes};
+use halter_core::memory::system::peak_memory;
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
 use halter_core::model::weights::WeightFiles;

@@ -31,8 +31,8 @@ use crate::rows::RowFeed;
 use crate::state::State;
 use crate::step::{Figures, StepOptions, accumulate};
 
-/// Rows that are looked at to plan.
-const PLAN_ROWS: usize = 32;
+/// About so many records are looked at to plan.
+const PLAN_RECORDS: usize = 32;
 
 /// A run that is ready to begin: everything opened and checked, nothing written.
 pub struct Prepared {
@@ -83,7 +83,7 @@ impl Prepared {
         let total_steps = config.max_steps.unwrap_or_else(|| {
             (rows_per_epoch * config.epochs / config.batch_size as f64).ceil().max(1.0) as u64
         });
-        let plan = plan(config, &data, &encoder, &model)?;
+        let plan = plan(config, &data, &encoder, &evaluation, &model)?;
         Ok(Self {
             config: config.clone(),
             source,
@@ -120,24 +120,29 @@ impl Prepared {
     }
 }
 
-fn plan(config: &SftConfig, data: &Data, encoder: &Encoder, model: &Decoder) -> Result<Plan> {
-    let (mut rows, mut tokens, mut trained) = (0usize, 0usize, 0usize);
-    for record in data.records().take(PLAN_ROWS) {
+fn plan(
+    config: &SftConfig,
+    data: &Data,
+    encoder: &Encoder,
+    evaluation: &Evaluation,
+    model: &Decoder,
+) -> Result<Plan> {
+    let mut rows = Vec::new();
+    for record in data.sample(PLAN_RECORDS) {
         let (origin, record) = record?;
-        let kept = encoder.encode(&origin, &record)?.into_kept().unwrap_or_default();
-        rows += 1;
-        tokens += kept.tokens();
-        trained += kept.trained_tokens();
+        rows.extend(encoder.encode(&origin, &record)?.into_kept().unwrap_or_default());
     }
-    let mean = tokens as f64 / rows.max(1) as f64;
+    let tokens = rows.tokens() as f64;
     Ok(Plan::new(
         model,
         PlanInput {
             microbatch_tokens: config.microbatch_tokens,
+            rows_per_step: config.batch_size,
+            mean_row: tokens / rows.len().max(1) as f64,
             longest_row: config.max_seq_len,
-            tokens_per_step: mean * config.batch_size as f64,
-            trained_share: trained as f64 / tokens.max(1) as f64,
+            trained_share: rows.trained_tokens() as f64 / tokens.max(1.0),
             keep_blocks: config.keep_blocks,
+            evaluation: evaluation.for_plan(config.max_new_tokens),
         },
     ))
 }
@@ -191,7 +196,7 @@ pub fn run(
 
     // Before training.
     if !resumed && !evaluation.is_empty() {
-        state.loss_before = Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss());
+        state.loss_before = Some(evaluation.loss(&model, plan.evaluation_tokens)?.loss());
         let answers = evaluation.answers(&model, &source, &config, progress)?;
         progress.note(&report_evaluation("before", state.loss_before, &answers));
         state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
@@ -292,7 +297,7 @@ pub fn run(
         let is_last = state.step == total_steps;
         let due = config.eval_every > 0 && state.step.is_multiple_of(config.eval_every);
         if !evaluation.is_empty() && (due || is_last) {
-            let held_out = evaluation.loss(&model, plan.microbatch_tokens)?;
+            let held_out = evaluation.loss(&model, plan.evaluation_tokens)?;
             line.extra.insert("eval/loss".into(), held_out.loss());
             line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
             last_evaluation = Some((state.step, held_out.loss()));
@@ -330,7 +335,7 @@ pub fn run(
     if !evaluation.is_empty() {
         loss_after = match last_evaluation {
             Some((step, loss)) if step == state.step => Some(loss),
-            _ => Some(evaluation.loss(&model, plan.microbatch_tokens)?.loss()),
+            _ => Some(evaluation.loss(&model, plan.evaluation_tokens)?.loss()),
         };
         answers = evaluation.answers(&model, &source, &config, progress)?;
         progress.note(&report_evaluation("after", loss_after, &answers));

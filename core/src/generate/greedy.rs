@@ -1,5 +1,7 @@
 //! The likeliest token, again and again.
 
+use std::cmp::Reverse;
+
 use candle_core::Tensor;
 
 use super::cache::LayerCache;
@@ -11,9 +13,9 @@ use crate::ops::{embedding, on_a_worker};
 use crate::{Error, Result};
 
 /// Prompts are read in packed batches of about this many tokens.
-const PREFILL_TOKENS: usize = 2048;
+pub(crate) const PREFILL_TOKENS: usize = 2048;
 /// This many sequences are decoded together.
-const SEQUENCES: usize = 64;
+pub(crate) const SEQUENCES: usize = 64;
 
 /// When a completion ends.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +24,13 @@ pub struct Limits<'a> {
     pub max_new_tokens: usize,
     /// Tokens that end it; the completion contains the one that did.
     pub stop_tokens: &'a [u32],
+}
+
+/// Most tokens whose keys and values [`greedy`] holds at once, for prompts of these lengths.
+pub fn cached_tokens(lengths: impl IntoIterator<Item = usize>, max_new_tokens: usize) -> usize {
+    let mut lengths: Vec<usize> = lengths.into_iter().collect();
+    lengths.sort_unstable_by_key(|&length| Reverse(length));
+    lengths.iter().take(SEQUENCES).map(|length| length + max_new_tokens).sum()
 }
 
 /// The greedy completion of each prompt. `done` is told how many are finished.
@@ -39,7 +48,7 @@ pub fn greedy(
     }
     // Longest first, so that the sequences decoded together are of about the same length.
     let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
+    order.sort_by_key(|&i| Reverse(prompts[i].len()));
     let mut completions = vec![Vec::new(); prompts.len()];
     let mut finished = 0;
     for group in order.chunks(SEQUENCES) {

@@ -3,4 +3,5 @@
 mod cache;
 mod greedy;
 
-pub use greedy::{Limits, greedy};
+pub use greedy::{Limits, cached_tokens, greedy};
+pub(crate) use greedy::{PREFILL_TOKENS, SEQUENCES};

@@ -2,5 +2,6 @@
 
 pub mod plan;
 mod pool;
+pub mod system;
 
 pub use pool::{Buffer, Pool};

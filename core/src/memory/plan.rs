@@ -2,15 +2,22 @@
 
 use std::time::Instant;
 
+use super::system::available_memory;
+use crate::generate;
 use crate::model::Decoder;
+use crate::model::config::ModelConfig;
 use crate::ops::logps;
 use crate::ops::matmul::{Into, Mat, MatMut, parallel};
 use crate::{Error, ErrorKind, Result};
 
 /// Program, allocator, tokenizer and thread stacks.
 const PROCESS_BYTES: usize = 48 << 20;
+/// With fewer tokens than this at once, products are slow.
+const LEAST_TOKENS: usize = 512;
 /// Activations of one microbatch should take about this much.
 const ACTIVATION_TARGET: usize = 256 << 20;
+/// A microbatch that is chosen has room for a step of this many times the mean.
+const STEP_ROOM: f64 = 2.0;
 /// Share of the measured product speed that a whole step reaches.
 const STEP_EFFICIENCY: f64 = 0.8;
 
@@ -19,14 +26,36 @@ const STEP_EFFICIENCY: f64 = 0.8;
 pub struct PlanInput {
     /// Most tokens of a microbatch; 0 to choose.
     pub microbatch_tokens: usize,
+    /// Rows of a step.
+    pub rows_per_step: usize,
+    /// Tokens of an average row.
+    pub mean_row: f64,
     /// Longest row that may come, in tokens.
     pub longest_row: usize,
-    /// Tokens of an average step.
-    pub tokens_per_step: f64,
     /// Share of the tokens that are trained.
     pub trained_share: f64,
     /// Blocks that keep their activations; `None` to choose.
     pub keep_blocks: Option<usize>,
+    /// What evaluations will do; `None` where there is none.
+    pub evaluation: Option<EvaluationInput>,
+}
+
+impl PlanInput {
+    /// Tokens of an average step.
+    fn tokens_per_step(&self) -> f64 {
+        self.mean_row * self.rows_per_step as f64
+    }
+}
+
+/// What the planner is told about evaluations.
+#[derive(Debug, Clone, Copy)]
+pub struct EvaluationInput {
+    /// Tokens of all held-out rows.
+    pub tokens: usize,
+    /// Tokens of the longest of them.
+    pub longest_row: usize,
+    /// See [`generate::cached_tokens`].
+    pub cached_tokens: usize,
 }
 
 /// The plan: choices made and what they will cost.
@@ -34,13 +63,16 @@ pub struct PlanInput {
 pub struct Plan {
     /// Most tokens of a microbatch.
     pub microbatch_tokens: usize,
+    /// Most tokens of an evaluation's microbatch: about a step's, whose scratch it then uses again.
+    pub evaluation_tokens: usize,
     /// Blocks that keep their activations.
     pub keep_blocks: usize,
     /// Parts of the peak, in bytes.
     pub parts: Vec<(&'static str, usize)>,
     /// Seconds of a step.
     pub seconds_per_step: f64,
-    /// Memory that was free, in bytes; `None` where the system does not say.
+    /// Memory that was free, in bytes; `None` where the system does not say, and on a device with
+    /// memory of its own.
     pub available: Option<usize>,
 }
 
@@ -48,30 +80,50 @@ impl Plan {
     /// Plans for `model`, with its trained parameters chosen.
     pub fn new(model: &Decoder, input: PlanInput) -> Self {
         let config = &model.config;
-        let width = Width::of(model);
+        let width = Width::of(config);
         let blocks = config.num_hidden_layers;
         let microbatch_tokens = match input.microbatch_tokens {
-            0 => (ACTIVATION_TARGET / (4 * width.kept * blocks)).clamp(512, 8192),
+            0 => (ACTIVATION_TARGET / (4 * width.kept * blocks))
+                .min((STEP_ROOM * input.tokens_per_step()) as usize)
+                .clamp(LEAST_TOKENS, 8192),
             given => given,
         };
         // A row longer than the microbatch is a microbatch of its own.
-        let tokens = (microbatch_tokens as f64).min(input.tokens_per_step.max(1.0)) as usize;
-        let tokens = tokens.max(input.longest_row.min(input.tokens_per_step.ceil() as usize));
-        let available = available_memory();
-        let fixed = fixed_parts(model, input, tokens, width);
-        let fixed_bytes: usize = fixed.iter().map(|(_, bytes)| bytes).sum();
+        let step = (input.tokens_per_step().ceil() as usize).max(1);
+        let tokens = microbatch_tokens.max(input.longest_row).min(step);
+        let evaluation_tokens = step.max(LEAST_TOKENS).min(microbatch_tokens);
+        let available = if model.device().is_cpu() { available_memory() } else { None };
+        let boundaries = 4 * tokens * (config.hidden_size * (blocks + 1) + width.working);
+        let head = head_bytes(config, input, tokens);
+        let mut parts = fixed_parts(model);
+        parts.extend([("boundaries and scratch", boundaries), ("head", head)]);
+        let without_kept: usize = parts.iter().map(|(_, bytes)| bytes).sum();
         let kept_block = 4 * tokens * width.kept;
         let keep_blocks = input.keep_blocks.map_or_else(
             || {
                 let room = available.unwrap_or(usize::MAX) / 4 * 3;
-                (room.saturating_sub(fixed_bytes) / kept_block.max(1)).min(blocks)
+                (room.saturating_sub(without_kept) / kept_block.max(1)).min(blocks)
             },
             |keep| keep.min(blocks),
         );
-        let mut parts = fixed;
-        parts.push(("activations kept", kept_block * keep_blocks));
-        let seconds_per_step = step_seconds(model, input, blocks - keep_blocks);
-        Self { microbatch_tokens, keep_blocks, parts, seconds_per_step, available }
+        let kept = kept_block * keep_blocks;
+        parts.push(("activations kept", kept));
+        if let Some(evaluation) = input.evaluation {
+            // They use the same scratch, one after the other.
+            let bytes = evaluation_bytes(model, input, evaluation, evaluation_tokens);
+            let beyond = bytes.saturating_sub(boundaries + head + kept);
+            parts.push(("evaluation beyond a step", beyond));
+        }
+        let operations = step_operations(model, input, blocks - keep_blocks);
+        let seconds_per_step = operations / (product_speed(config.hidden_size) * STEP_EFFICIENCY);
+        Self {
+            microbatch_tokens,
+            evaluation_tokens,
+            keep_blocks,
+            parts,
+            seconds_per_step,
+            available,
+        }
     }
 
     /// Most memory the process will hold, in bytes.
@@ -114,52 +166,64 @@ impl Plan {
 struct Width {
     kept: usize,
     working: usize,
+    /// In a pass that keeps nothing.
+    forward: usize,
 }
 
 impl Width {
-    fn of(model: &Decoder) -> Self {
-        let config = &model.config;
+    fn of(config: &ModelConfig) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
         let raw = if config.qk_norm { q + kv } else { 0 };
-        Self {
-            kept: 2 * q + 2 * kv + raw + 2 * hidden + 2 * ffn + config.num_attention_heads,
-            working: 2 * ffn + 3 * hidden + 4 * q + 2 * kv,
-        }
+        let kept = 2 * q + 2 * kv + raw + 2 * hidden + 2 * ffn + config.num_attention_heads;
+        Self { kept, working: 2 * ffn + 3 * hidden + 4 * q + 2 * kv, forward: kept + hidden + ffn }
     }
 }
 
-fn fixed_parts(
-    model: &Decoder,
-    input: PlanInput,
-    tokens: usize,
-    width: Width,
-) -> Vec<(&'static str, usize)> {
-    let config = &model.config;
+/// What a run holds from its beginning to its end.
+fn fixed_parts(model: &Decoder) -> Vec<(&'static str, usize)> {
     let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
     let dense: usize =
         model.params().iter().filter(|p| p.dense().is_some()).map(|p| p.elem_count()).sum();
     let stored: Vec<_> = model.params().into_iter().filter(|p| p.dense().is_none()).collect();
     let widest = stored.iter().map(|p| p.elem_count()).max().unwrap_or(0);
     let stored_bytes: usize = stored.iter().map(|p| p.stored_bytes()).sum();
-    let rows = ((tokens as f64 * input.trained_share).ceil() as usize).max(1);
-    let chunk = rows.min(logps::chunk_rows(config.vocab_size)) * config.vocab_size;
     vec![
         ("weights", 4 * (dense + 2 * widest) + stored_bytes),
         ("gradients", 4 * trained),
         ("optimizer", 8 * trained),
-        (
-            "boundaries and scratch",
-            4 * tokens * (config.hidden_size * (config.num_hidden_layers + 1) + width.working),
-        ),
-        ("head", 4 * (chunk + 4 * rows * config.hidden_size)),
         ("process", PROCESS_BYTES),
     ]
 }
 
-/// Multiplications and additions of a step over the measured speed of a product.
-fn step_seconds(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
+/// The head of a pass of `tokens`: a chunk of logits, and the rows that it is computed from.
+fn head_bytes(config: &ModelConfig, input: PlanInput, tokens: usize) -> usize {
+    let rows = ((tokens as f64 * input.trained_share).ceil() as usize).max(1);
+    let chunk = rows.min(logps::chunk_rows(config.vocab_size)) * config.vocab_size;
+    4 * (chunk + 4 * rows * config.hidden_size)
+}
+
+/// The loss of held-out rows or answers to their prompts, whichever needs more.
+fn evaluation_bytes(
+    model: &Decoder,
+    input: PlanInput,
+    evaluation: EvaluationInput,
+    evaluation_tokens: usize,
+) -> usize {
+    let config = &model.config;
+    let pass = |tokens: usize| 4 * tokens * Width::of(config).forward;
+    let tokens = evaluation_tokens.min(evaluation.tokens).max(evaluation.longest_row);
+    let loss = pass(tokens) + head_bytes(config, input, tokens);
+    let kv = config.num_key_value_heads * config.head_dim;
+    let cache = 2 * kv * config.num_hidden_layers * evaluation.cached_tokens;
+    let logits = generate::SEQUENCES.min(evaluation.cached_tokens) * config.vocab_size;
+    let prompts = evaluation.cached_tokens.min(generate::PREFILL_TOKENS);
+    loss.max(4 * (cache + logits) + pass(prompts))
+}
+
+/// Multiplications and additions of a step.
+fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
     let config = &model.config;
     let matrices = |params: Vec<&crate::model::param::Param>| -> f64 {
         params.iter().filter(|p| p.dims().len() == 2).map(|p| p.elem_count() as f64).sum()
@@ -171,14 +235,12 @@ fn step_seconds(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
     let blocks = config.num_hidden_layers as f64;
     let head = (config.vocab_size * config.hidden_size) as f64;
     let head_trained = if model.head().is_trained() { 1.0 } else { 0.0 };
-    let row = (input.longest_row as f64).min(input.tokens_per_step);
-    let width = (config.num_attention_heads * config.head_dim) as f64;
-    let attention = row * width;
+    let attention = input.mean_row * (config.num_attention_heads * config.head_dim) as f64;
     // Forward, forward again where recomputed, input gradients, weight gradients.
     let per_token = blocks * (4.0 * block + 2.0 * trained_block + 7.0 * attention)
         + recomputed as f64 * (2.0 * block + 2.0 * attention)
         + input.trained_share * head * (6.0 + 2.0 * head_trained);
-    per_token * input.tokens_per_step / (product_speed(config.hidden_size) * STEP_EFFICIENCY)
+    per_token * input.tokens_per_step()
 }
 
 /// Floating-point operations a second of a product like the model's, measured for a moment.
@@ -202,26 +264,92 @@ fn product_speed(hidden: usize) -> f64 {
     2.0 * (m * n * k) as f64 / best.max(1e-9)
 }
 
-/// Memory that a program can still take, in bytes.
-pub fn available_memory() -> Option<usize> {
-    proc_kilobytes("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024)
-}
-
-/// Most memory that this process has held, in bytes.
-pub fn peak_memory() -> Option<usize> {
-    proc_kilobytes("/proc/self/status", "VmHWM:").map(|kib| kib * 1024)
-}
-
-fn proc_kilobytes(path: &str, key: &str) -> Option<usize> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with(key))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
 /// `1.25 GB` (10⁹ bytes), or `12 MB` for small ones.
 pub fn gigabytes(bytes: usize) -> String {
     match bytes as f64 / 1e9 {
         large if large >= 1.0 => format!("{large:.2} GB"),
         small => format!("{:.0} MB", small * 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Context;
+    use candle_core::Device;
+
+    fn model() -> Decoder {
+        let json = serde_json::json!({
+            "model_type": "llama", "vocab_size": 101, "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "hidden_act": "silu",
+        });
+        let config = ModelConfig::from_json(&json, "config.json").unwrap();
+        let mut model = Decoder::fresh(config, 1, Context::new(&Device::Cpu)).unwrap();
+        model.train_where(|_| true).unwrap();
+        model
+    }
+
+    /// Steps of 1,100 tokens.
+    const INPUT: PlanInput = PlanInput {
+        microbatch_tokens: 0,
+        rows_per_step: 11,
+        mean_row: 100.0,
+        longest_row: 512,
+        trained_share: 0.5,
+        keep_blocks: Some(0),
+        evaluation: None,
+    };
+
+    #[test]
+    fn microbatches_are_near_what_a_step_has() {
+        let model = model();
+        let chosen = |mean_row, microbatch_tokens| {
+            let plan = Plan::new(&model, PlanInput { mean_row, microbatch_tokens, ..INPUT });
+            (plan.microbatch_tokens, plan.evaluation_tokens)
+        };
+        assert_eq!(chosen(100.0, 0), (2200, 1100));
+        assert_eq!(chosen(3.0, 0), (512, 512));
+        assert_eq!(chosen(1e6, 0), (8192, 8192));
+        assert_eq!(chosen(100.0, 7000), (7000, 1100), "the user's own");
+        assert_eq!(chosen(100.0, 64), (64, 64));
+    }
+
+    #[test]
+    fn the_peak_is_that_of_an_evaluation_where_it_needs_more_than_a_step() {
+        let model = model();
+        let peak = |evaluation| Plan::new(&model, PlanInput { evaluation, ..INPUT }).peak_bytes();
+        let of = |longest_row, cached_tokens| {
+            Some(EvaluationInput { tokens: 1_000_000, longest_row, cached_tokens })
+        };
+        let step = peak(None);
+        assert_eq!(peak(of(90, 100)), step, "rows and answers of less than a step");
+        assert!(peak(of(9000, 0)) > step, "a row longer than a step");
+        // Keys and values: 2 layers of 16 numbers each.
+        let caches = peak(of(90, 2_000_000)) - peak(of(90, 1_000_000));
+        assert_eq!(caches, 4 * 2 * 2 * 16 * 1_000_000);
+    }
+
+    #[test]
+    fn attention_is_counted_for_rows_as_they_are() {
+        let model = model();
+        let operations = |input| step_operations(&model, input, 0);
+        assert_eq!(operations(PlanInput { longest_row: 4096, ..INPUT }), operations(INPUT));
+        let long = PlanInput { mean_row: 1100.0, rows_per_step: 1, ..INPUT };
+        assert!(operations(long) > operations(INPUT));
+    }
+
+    #[test]
+    fn a_run_that_does_not_fit_is_refused_with_the_sum() {
+        let mut plan = Plan::new(&model(), INPUT);
+        plan.available = Some(plan.peak_bytes());
+        plan.check().unwrap();
+        plan.available = Some(plan.peak_bytes() - 1);
+        let error = plan.check().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Memory);
+        assert!(error.message().contains(" + gradients "), "{error}");
+        plan.available = None;
+        plan.check().unwrap();
     }
 }
