@@ -14,8 +14,8 @@ fn main() -> anyhow::Result<()> {
     let output = std::env::temp_dir().join(format!("halter-fine-tune-{}", std::process::id()));
     let config = SftConfig { max_steps: Some(20), output, ..SftConfig::bundled()? };
     let mut progress = Recorded::default();
-    let prepared = Prepared::new(&config, &mut progress)?;
-    let outcome = run(prepared, Start::Fresh, &mut progress, &Interrupt::new())?;
+    let prepared = Prepared::new(&config, Start::Fresh, &mut progress)?;
+    let outcome = run(prepared, &mut progress, &Interrupt::new())?;
     for note in progress.notes {
         println!("{note}");
     }

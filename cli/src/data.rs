@@ -133,7 +133,7 @@ impl Rows {
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
             chat_template: self.chat_template.clone(),
-            template_args: serde_json::Map::new(),
+            ..SourceSpec::default()
         })?;
         let options = EncodeOptions {
             mask: self.mask,

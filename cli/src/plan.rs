@@ -4,6 +4,7 @@ use std::io::Write;
 
 use halter_core::memory::plan::gigabytes;
 use halter_core::train::progress::counted;
+use halter_core::train::run_dir::Start;
 use halter_sft::recipe::Prepared;
 use serde_json::json;
 
@@ -20,7 +21,8 @@ pub struct Args {
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
-    let prepared = Prepared::new(&args.options.resolve()?, progress.as_mut())?;
+    let config = args.options.resolve()?;
+    let prepared = Prepared::new(&config, Start::Fresh, progress.as_mut())?;
     prepared.introduce(progress.as_mut());
     let plan = &prepared.plan;
     if !context.json {

@@ -313,7 +313,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     };
     RunDir::check(&config.output, start)?;
     let interrupt = interrupt::on_ctrl_c()?;
-    let prepared = Prepared::new(&config, progress.as_mut())?;
+    let prepared = Prepared::new(&config, start, progress.as_mut())?;
     prepared.introduce(progress.as_mut());
     if args.dry_run {
         prepared.plan.check()?;
@@ -323,7 +323,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             "seconds_per_step": prepared.plan.seconds_per_step,
         }));
     }
-    let outcome = recipe::run(prepared, start, progress.as_mut(), &interrupt)?;
+    let outcome = recipe::run(prepared, progress.as_mut(), &interrupt)?;
     context.print_json(&outcome)
 }
 

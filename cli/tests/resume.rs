@@ -82,7 +82,10 @@ fn remains(place: &Place, run: &str) -> Vec<(String, Vec<u8>)> {
     remains.push(("metrics.jsonl".into(), metrics.into_bytes()));
     let state = place.text(&format!("{run}/checkpoints/step-14/state.json"));
     let mut state: Value = serde_json::from_str(&state).unwrap();
-    state["seconds"] = Value::Null;
+    for clock in ["seconds", "began_at"] {
+        assert!(state[clock].is_number(), "{clock}");
+        state[clock] = Value::Null;
+    }
     remains.push(("state.json".into(), state.to_string().into_bytes()));
     remains
 }
@@ -236,6 +239,32 @@ fn a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
         println!("{name}: {interruptions} interruptions, {at_once} before the first step");
         assert!(interruptions >= 3, "only {interruptions} interruptions");
     }
+}
+
+#[test]
+fn a_resumed_run_tells_templates_the_time_at_which_it_began() {
+    let place = Place::new();
+    let template = place.text("tok/chat_template.jinja");
+    place.write("tok/chat_template.jinja", format!("{{{{ strftime_now('%s') }}}}{template}"));
+    let arguments = arguments(TINY, &["--keep-checkpoints", "0"]);
+    place.done(&[&arguments[..], &["--output", "whole"]].concat());
+    let summary = place.text("whole/summary.json");
+    let state = place.text("whole/checkpoints/step-1/state.json");
+    let began_at = serde_json::from_str::<Value>(&state).unwrap()["began_at"].to_string();
+    assert!(summary.contains(&format!("\"prompt\": \"{began_at}<|im_start|>")), "{summary}");
+
+    // The same run, killed after the fifth step, a second later.
+    let copied = Command::new("cp").args(["-r", "whole", "run"]).current_dir(place.root()).status();
+    assert!(copied.unwrap().success());
+    for step in 6..=14 {
+        fs::remove_dir_all(place.path(&format!("run/checkpoints/step-{step}"))).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    let output = place.done(&["--output", "run", "--resume"]);
+    assert!(text(&output.stderr).contains("resuming after step 5"));
+    assert_same(&place, "whole", "run", "a second");
+    let samples = |text: &str| serde_json::from_str::<Value>(text).unwrap()["samples"].clone();
+    assert_eq!(samples(&summary), samples(&place.text("run/summary.json")));
 }
 
 #[test]

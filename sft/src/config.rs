@@ -369,7 +369,7 @@ impl SftConfig {
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
             chat_template: self.chat_template.clone(),
-            template_args: serde_json::Map::new(),
+            ..SourceSpec::default()
         }
     }
 }

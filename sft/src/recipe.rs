@@ -12,14 +12,15 @@ use halter_core::memory::plan::{Plan, PlanInput};
 use halter_core::model::param::Grads;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::dropout::hash;
+use halter_core::text::strftime::Moment;
 use halter_core::train::checkpoint::CheckpointStore;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::metrics::{MetricsWriter, StepMetrics};
 use halter_core::train::optimizer::AdamW;
 use halter_core::train::progress::{Progress, Unit, counted};
-use halter_core::train::run_dir::{RunDir, Start};
+use halter_core::train::run_dir::{RunDir, RunFiles, Start};
 use halter_core::train::schedule::Schedule;
-use halter_core::train::source::Source;
+use halter_core::train::source::{Source, SourceSpec};
 use halter_core::train::tensorboard::TensorboardWriter;
 use halter_core::{Error, ErrorKind, Result, device};
 
@@ -37,11 +38,13 @@ const PLAN_RECORDS: usize = 32;
 /// A run that is ready to begin: everything opened and checked, nothing written.
 pub struct Prepared {
     config: SftConfig,
+    start: Start,
     source: Source,
     encoder: Encoder,
     data: Data,
     evaluation: Evaluation,
     model: Decoder,
+    began_at: i64,
     /// Memory and time.
     pub plan: Plan,
     /// Steps in all.
@@ -49,14 +52,22 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Opens model and data, and plans.
+    /// Opens model and data, and plans. Only a run that is resumed looks into its directory.
     ///
     /// # Errors
     /// Anything that would stop the run later.
-    pub fn new(config: &SftConfig, progress: &mut dyn Progress) -> Result<Self> {
+    pub fn new(config: &SftConfig, start: Start, progress: &mut dyn Progress) -> Result<Self> {
         config.validate()?;
         let device = device::open(&config.device)?;
-        let mut source = Source::open(&config.source())?;
+        // However often a run is resumed, templates are told the time at which it began.
+        let before: Option<State> = match start {
+            Start::Fresh => None,
+            Start::Resume => {
+                CheckpointStore::any_state(&RunFiles::new(&config.output).checkpoints())
+            }
+        };
+        let began_at = before.map_or_else(|| Moment::now().0, |state| state.began_at);
+        let mut source = Source::open(&SourceSpec { now: Some(began_at), ..config.source() })?;
         let data = Data::open(&config.data, config, config.shuffle)?;
         for set in data.sets.iter() {
             progress.note(&format!("data: {set}"));
@@ -86,11 +97,13 @@ impl Prepared {
         let plan = plan(config, &data, &encoder, &evaluation, &model)?;
         Ok(Self {
             config: config.clone(),
+            start,
             source,
             encoder,
             data,
             evaluation,
             model,
+            began_at,
             plan,
             total_steps,
         })
@@ -155,11 +168,21 @@ fn plan(
 /// to stop: a checkpoint was saved.
 pub fn run(
     prepared: Prepared,
-    start: Start,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
-    let Prepared { config, source, encoder, data, evaluation, model, plan, total_steps } = prepared;
+    let Prepared {
+        config,
+        start,
+        source,
+        encoder,
+        data,
+        evaluation,
+        model,
+        began_at,
+        plan,
+        total_steps,
+    } = prepared;
     plan.check()?;
     let mut dir = RunDir::create(&config.output, start)?;
     dir.notices().iter().for_each(|notice| progress.note(notice));
@@ -168,7 +191,7 @@ pub fn run(
     let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
     let mut optimizer = AdamW::new(config.adam(), model.trained())?;
     let fingerprint = data.mixture.fingerprint();
-    let mut state = State { data: fingerprint.clone(), ..State::default() };
+    let mut state = State { began_at, data: fingerprint.clone(), ..State::default() };
     if start == Start::Resume {
         let found = store.latest()?;
         found.notices.iter().for_each(|notice| progress.note(notice));

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
+    /// When the run began, in seconds since 1970: the time that a chat template is told.
+    pub began_at: i64,
     /// Updates done.
     pub step: u64,
     /// Rows used.

@@ -5,6 +5,6 @@ pub mod gguf_tokenizer;
 mod jinja;
 pub mod mask;
 mod python;
-mod strftime;
+pub mod strftime;
 pub mod template;
 pub mod tokenizer;

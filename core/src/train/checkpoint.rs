@@ -164,6 +164,13 @@ impl CheckpointStore {
         Ok(found)
     }
 
+    /// The state of any checkpoint in `root`, for what is the same in all of a run. Nothing is
+    /// checked or changed, so the run need not be locked.
+    pub fn any_state<S: DeserializeOwned>(root: &Path) -> Option<S> {
+        let entries = fs::read_dir(root).ok()?.flatten();
+        entries.into_iter().find_map(|entry| read_json(&entry.path().join(STATE)).ok())
+    }
+
     /// Steps that have a checkpoint, whole or not, ascending.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub struct SourceSpec {
     pub tokenizer: Option<PathBuf>,
     /// A chat template instead of the model's own.
     pub chat_template: Option<PathBuf>,
+    /// The time that the chat template is told, in seconds since 1970; the clock's where `None`.
+    pub now: Option<i64>,
     /// Arguments of the chat template.
     pub template_args: serde_json::Map<String, Value>,
 }
@@ -196,7 +198,10 @@ fn finish(
     tokenizer: &Tokenizer,
     spec: &SourceSpec,
 ) -> Result<Option<Arc<ChatTemplate>>> {
-    let Some(template) = template else { return Ok(None) };
+    let Some(mut template) = template else { return Ok(None) };
+    if let Some(now) = spec.now {
+        template = template.with_now(now)?;
+    }
     let template = template.with_special_tokens(tokenizer.special_tokens_map());
     Ok(Some(Arc::new(template.with_args(spec.template_args.clone())?)))
 }
