@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one asks the run to stop after its step, the second one stops it.
+//! Ctrl-C: the first one asks the run to stop where nothing is lost, the second one stops it.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub fn on_ctrl_c() -> anyhow::Result<Interrupt> {
         }
         let _ = writeln!(
             std::io::stderr(),
-            "\nstopping after this step, with a checkpoint (Ctrl-C again quits at once)"
+            "\nstopping where nothing is lost (Ctrl-C again quits at once)"
         );
     })
     .context("cannot listen for Ctrl-C")?;

@@ -241,6 +241,95 @@ fn a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits() {
     }
 }
 
+/// Starts a run, presses Ctrl-C so long after it has said `line`, and gives the exit code and what
+/// came after that line.
+fn interrupted(
+    place: &Place,
+    arguments: &[&str],
+    line: &str,
+    pause: Duration,
+) -> (Option<i32>, String) {
+    let mut child = start(place, arguments, "run", Stdio::piped());
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.by_ref().any(|said| said.starts_with(line)), "{line}");
+    std::thread::sleep(pause);
+    press_ctrl_c(&child);
+    let rest: Vec<String> = lines.collect();
+    (child.wait().unwrap().code(), rest.join("\n"))
+}
+
+/// A run of which the answers take much longer than all else.
+const ANSWERING: &[&str] = &[
+    "--max-steps",
+    "3",
+    "--eval-data",
+    "m.jsonl",
+    "--eval-generate",
+    "12",
+    "--max-new-tokens",
+    "2000",
+];
+
+#[test]
+fn an_interruption_of_the_answers_before_training_leaves_nothing() {
+    let place = Place::new();
+    let arguments = [TINY, ANSWERING].concat();
+    let (code, rest) = interrupted(&place, &arguments, "answering: ", Duration::ZERO);
+    assert_eq!(code, Some(130), "{rest}");
+    let end =
+        "\ninterrupted before the first step: nothing to save\nhint: run the same command again";
+    assert!(rest.ends_with(end), "{rest}");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn an_interruption_of_the_answers_after_training_costs_no_step() {
+    let place = Place::new();
+    let arguments = [TINY, ANSWERING].concat();
+    place.done(&[&arguments[..], &["--output", "whole"]].concat());
+    let (code, rest) = interrupted(&place, &arguments, "training: 3/3", Duration::ZERO);
+    assert_eq!(code, Some(130), "{rest}");
+    let end = "\ninterrupted after step 3; checkpoint saved\n\
+        hint: run the same command with `--resume` to go on";
+    assert!(rest.ends_with(end), "{rest}");
+    assert!(!place.path("run/model.safetensors").exists());
+    let output = place.done(&["--output", "run", "--resume"]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("the run was complete after step 3: nothing to train"), "{stderr}");
+    let samples = |run: &str| {
+        let summary: Value =
+            serde_json::from_str(&place.text(&format!("{run}/summary.json"))).unwrap();
+        summary["samples"].clone()
+    };
+    assert_eq!(samples("run"), samples("whole"));
+    assert_eq!(place.read("run/model.safetensors"), place.read("whole/model.safetensors"));
+}
+
+#[test]
+fn a_run_that_is_interrupted_in_its_evaluations_ends_with_the_same_bits() {
+    let place = Place::new();
+    // Evaluations take much longer than steps.
+    place.write("long.jsonl", place.text("m.jsonl").repeat(20));
+    let arguments = arguments(TINY, &["--eval-data", "long.jsonl"]);
+    place.done(&[&arguments[..], &["--output", "whole"]].concat());
+    let mut in_an_evaluation = 0;
+    for pause in (0..).step_by(10).map(Duration::from_millis) {
+        let (code, rest) = interrupted(&place, &arguments, "training: ", pause);
+        if code == Some(0) {
+            break;
+        }
+        assert_eq!(code, Some(130), "{rest}");
+        let steps = fs::read_dir(place.path("run/checkpoints")).unwrap().map(|entry| {
+            entry.unwrap().file_name().to_str().unwrap()["step-".len()..].parse::<u64>().unwrap()
+        });
+        let newest = format!("run/checkpoints/step-{}/state.json", steps.max().unwrap());
+        let state: Value = serde_json::from_str(&place.text(&newest)).unwrap();
+        in_an_evaluation += usize::from(!state["unevaluated"].is_null());
+    }
+    assert_same(&place, "whole", "run", &format!("{in_an_evaluation} interrupted evaluations"));
+    assert!(in_an_evaluation > 0);
+}
+
 #[test]
 fn a_resumed_run_tells_templates_the_time_at_which_it_began() {
     let place = Place::new();

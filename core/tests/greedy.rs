@@ -9,6 +9,7 @@ use halter_core::model::weights::WeightFiles;
 use halter_core::model::weights::gguf::Gguf;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::Context;
+use halter_core::{Error, ErrorKind};
 use halter_testkit::{asset, golden};
 
 fn load(dir: &std::path::Path) -> Decoder {
@@ -25,7 +26,7 @@ fn the_cache_changes_nothing() {
         let prompts: Vec<Vec<u32>> =
             (1..6).map(|n| (0..3 * n).map(|i| (i * 7 + n) % 48).collect()).collect();
         let limits = Limits { max_new_tokens: 12, stop_tokens: &[2] };
-        let completions = greedy(&model, &prompts, limits, |_| {}).unwrap();
+        let completions = greedy(&model, &prompts, limits, |_| Ok(())).unwrap();
         for (prompt, completion) in prompts.iter().zip(&completions) {
             let mut tokens = prompt.clone();
             for &token in completion {
@@ -40,6 +41,19 @@ fn the_cache_changes_nothing() {
         }
     }
     assert!(checked > 100, "{checked}");
+}
+
+#[test]
+fn decoding_ends_where_it_is_told_to() {
+    let model = load(&golden("tiny").join("llama-tied"));
+    let limits = Limits { max_new_tokens: 12, stop_tokens: &[] };
+    let mut calls = 0;
+    let stopped = greedy(&model, &[vec![1, 2], vec![3]], limits, |_| {
+        calls += 1;
+        if calls == 3 { Err(Error::new(ErrorKind::Interrupted, "enough")) } else { Ok(()) }
+    });
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!(calls, 3);
 }
 
 #[test]
@@ -58,7 +72,7 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
     assert_eq!(cases.len(), 10);
     let prompts: Vec<Vec<u32>> = cases.iter().map(|case| ids(&case["prompt_ids"])).collect();
     let limits = Limits { max_new_tokens: 32, stop_tokens: &[2] };
-    let completions = greedy(&model, &prompts, limits, |_| {}).unwrap();
+    let completions = greedy(&model, &prompts, limits, |_| Ok(())).unwrap();
     for (case, completion) in cases.iter().zip(&completions) {
         assert_eq!(*completion, ids(&case["new_ids"]));
     }

@@ -7,6 +7,7 @@ use halter_core::generate::{Limits, cached_tokens, greedy};
 use halter_core::memory::plan::EvaluationInput;
 use halter_core::model::Decoder;
 use halter_core::text::encode::Prompt;
+use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::train::source::Source;
 use halter_core::verify;
@@ -121,21 +122,27 @@ impl Evaluation {
     /// Loss and token accuracy.
     ///
     /// # Errors
-    /// A loss that is not finite.
-    pub fn loss(&self, model: &Decoder, microbatch_tokens: usize) -> Result<Figures> {
-        step::evaluate(model, &self.rows, microbatch_tokens)
+    /// A loss that is not finite, or an interruption.
+    pub fn loss(
+        &self,
+        model: &Decoder,
+        microbatch_tokens: usize,
+        interrupt: &Interrupt,
+    ) -> Result<Figures> {
+        step::evaluate(model, &self.rows, microbatch_tokens, interrupt)
     }
 
     /// Greedy answers to the prompts.
     ///
     /// # Errors
-    /// A prompt that the model cannot read.
+    /// A prompt that the model cannot read, or an interruption.
     pub fn answers(
         &self,
         model: &Decoder,
         source: &Source,
         config: &SftConfig,
         progress: &mut dyn Progress,
+        interrupt: &Interrupt,
     ) -> Result<Answers> {
         let tokenizer = &source.tokenizer;
         let prompts: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.input_ids.clone()).collect();
@@ -143,7 +150,10 @@ impl Evaluation {
             tokenizer.end_of_turn_tokens().into_iter().map(|(_, id)| id).collect();
         let limits = Limits { max_new_tokens: config.max_new_tokens, stop_tokens: &stop_tokens };
         progress.begin("answering", prompts.len() as u64, Unit::Rows);
-        let completions = greedy(model, &prompts, limits, |done| progress.advance(done as u64, ""));
+        let completions = greedy(model, &prompts, limits, |done| {
+            progress.advance(done as u64, "");
+            interrupt.check()
+        });
         progress.finish();
         // Steps have other sizes and would not use it.
         model.context().pool().release();

@@ -30,7 +30,7 @@ use crate::evaluation::{Answers, Evaluation};
 use crate::finish::{self, Finished, Outcome};
 use crate::rows::RowFeed;
 use crate::state::State;
-use crate::step::{Figures, StepOptions, accumulate};
+use crate::step::{StepOptions, accumulate};
 
 /// About so many records are looked at to plan.
 const PLAN_RECORDS: usize = 32;
@@ -165,7 +165,7 @@ fn plan(
 /// # Errors
 /// A row that would train wrongly, a loss or gradient that is not finite, a full disk; after the
 /// first checkpoint the run can be resumed from it. [`ErrorKind::Interrupted`] when the user asked
-/// to stop: a checkpoint was saved.
+/// to stop: a checkpoint was saved, unless the first step was still to come.
 pub fn run(
     prepared: Prepared,
     progress: &mut dyn Progress,
@@ -213,14 +213,17 @@ pub fn run(
         true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
         false => Ledger::create(dir.ledger())?,
     };
-    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.step)?;
+    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.recorded())?;
     notices.iter().for_each(|notice| progress.note(notice));
-    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.step)?;
+    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.recorded())?;
 
     // Before training.
     if !resumed && !evaluation.is_empty() {
-        state.loss_before = Some(evaluation.loss(&model, plan.evaluation_tokens)?.loss());
-        let answers = evaluation.answers(&model, &source, &config, progress)?;
+        let told = |error| tell_interruption(error, None);
+        let held_out = evaluation.loss(&model, plan.evaluation_tokens, interrupt);
+        state.loss_before = Some(held_out.map_err(told)?.loss());
+        let answers = evaluation.answers(&model, &source, &config, progress, interrupt);
+        let answers = answers.map_err(told)?;
         progress.note(&report_evaluation("before", state.loss_before, &answers));
         state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
     }
@@ -246,81 +249,94 @@ pub fn run(
     }
     progress.begin("training", total_steps, Unit::Steps);
     progress.advance(state.step, "");
-    while state.step < total_steps {
+    while state.step < total_steps || state.unevaluated.is_some() {
         if interrupt.is_set() {
             progress.finish();
             dir.keep();
             save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-            let message = format!("interrupted after step {}; checkpoint saved", state.step);
-            return Err(Error::new(ErrorKind::Interrupted, message)
-                .hint("run the same command with `--resume` to go on"));
+            return Err(interrupted(Some(state.step)));
         }
-        let started = Instant::now();
-        let rows = match feed.next_rows(config.batch_size) {
-            Ok(rows) => rows,
-            Err(error) => {
-                progress.finish();
-                // The steps before a wrong row are not lost with it.
-                if state.step > 0 && saved != Some(state.step) {
-                    save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-                    let step = state.step;
+        let mut line = match state.unevaluated.take() {
+            // The checkpoint of this step lacks its evaluation.
+            Some(line) => {
+                saved = None;
+                line
+            }
+            None => {
+                let started = Instant::now();
+                let rows = match feed.next_rows(config.batch_size) {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        progress.finish();
+                        // The steps before a wrong row are not lost with it.
+                        if state.step > 0 && saved != Some(state.step) {
+                            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
+                            let step = state.step;
+                            progress.note(&format!(
+                                "checkpoint saved after step {step}: `--resume` goes on from there"
+                            ));
+                        }
+                        return Err(error);
+                    }
+                };
+                if rows.is_empty() {
+                    if state.step == 0 {
+                        return Err(nothing_to_train(&feed));
+                    }
                     progress.note(&format!(
-                        "checkpoint saved after step {step}: `--resume` goes on from there"
+                        "the data ended after step {} of {total_steps}: rows were dropped",
+                        state.step
                     ));
+                    break;
                 }
-                return Err(error);
-            }
-        };
-        if rows.is_empty() {
-            if state.step == 0 {
-                return Err(nothing_to_train(&feed));
-            }
-            progress.note(&format!(
-                "the data ended after step {} of {total_steps}: rows were dropped",
-                state.step
-            ));
-            break;
-        }
-        let options = StepOptions {
-            microbatch_tokens: plan.microbatch_tokens,
-            keep_blocks: plan.keep_blocks,
-            dropout_seed: Some(hash(config.seed, state.step) & !0xffff),
-        };
-        state.note_ends(&rows, &ends);
-        grads.clear()?;
-        let figures = accumulate(&model, &rows, options, &grads)?;
-        let grad_norm = finite(grads.norm()?, &rows, saved)?;
-        let learning_rate = schedule.at(state.step);
-        check_gradients(&mut state, &model, &grads, schedule)?;
-        let clip = match config.max_grad_norm {
-            0.0 => 1.0,
-            most => (most / (grad_norm + 1e-6)).min(1.0),
-        };
-        optimizer.update(&model.trained(), &grads, learning_rate, clip)?;
+                let options = StepOptions {
+                    microbatch_tokens: plan.microbatch_tokens,
+                    keep_blocks: plan.keep_blocks,
+                    dropout_seed: Some(hash(config.seed, state.step) & !0xffff),
+                };
+                state.note_ends(&rows, &ends);
+                grads.clear()?;
+                let figures = accumulate(&model, &rows, options, &grads)?;
+                let grad_norm = finite(grads.norm()?, &rows, saved)?;
+                let learning_rate = schedule.at(state.step);
+                check_gradients(&mut state, &model, &grads, schedule)?;
+                let clip = match config.max_grad_norm {
+                    0.0 => 1.0,
+                    most => (most / (grad_norm + 1e-6)).min(1.0),
+                };
+                optimizer.update(&model.trained(), &grads, learning_rate, clip)?;
 
-        state.step += 1;
-        let seconds = started.elapsed().as_secs_f64();
-        state.seconds += seconds;
-        state.tokens += figures.tokens as u64;
-        state.supervised_tokens += figures.supervised_tokens as u64;
-        feed.note_position(&mut state);
-        let mut line = StepMetrics {
-            step: state.step,
-            epoch: feed.epochs(data.mixture.rows_per_epoch()),
-            loss: Some(figures.loss()),
-            grad_norm: Some(grad_norm),
-            learning_rate: Some(learning_rate),
-            num_tokens: Some(state.tokens),
-            supervised_tokens: Some(state.supervised_tokens),
-            tokens_per_second: Some(figures.tokens as f64 / seconds),
-            seconds: Some(seconds),
-            mean_token_accuracy: Some(figures.token_accuracy()),
-            ..StepMetrics::default()
+                state.step += 1;
+                let seconds = started.elapsed().as_secs_f64();
+                state.seconds += seconds;
+                state.tokens += figures.tokens as u64;
+                state.supervised_tokens += figures.supervised_tokens as u64;
+                feed.note_position(&mut state);
+                StepMetrics {
+                    step: state.step,
+                    epoch: feed.epochs(data.mixture.rows_per_epoch()),
+                    loss: Some(figures.loss()),
+                    grad_norm: Some(grad_norm),
+                    learning_rate: Some(learning_rate),
+                    num_tokens: Some(state.tokens),
+                    supervised_tokens: Some(state.supervised_tokens),
+                    tokens_per_second: Some(figures.tokens as f64 / seconds),
+                    seconds: Some(seconds),
+                    mean_token_accuracy: Some(figures.token_accuracy()),
+                    ..StepMetrics::default()
+                }
+            }
         };
         let is_last = state.step == total_steps;
         let due = config.eval_every > 0 && state.step.is_multiple_of(config.eval_every);
         if !evaluation.is_empty() && (due || is_last) {
-            let held_out = evaluation.loss(&model, plan.evaluation_tokens)?;
+            let held_out = match evaluation.loss(&model, plan.evaluation_tokens, interrupt) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    state.unevaluated = Some(line);
+                    continue;
+                }
+                held_out => held_out?,
+            };
             line.extra.insert("eval/loss".into(), held_out.loss());
             line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
             last_evaluation = Some((state.step, held_out.loss()));
@@ -328,7 +344,7 @@ pub fn run(
         metrics.write(&line)?;
         tensorboard.write(&line)?;
         dir.keep();
-        progress.advance(state.step, &describe(&figures, grad_norm, seconds));
+        progress.advance(state.step, &describe(&line));
         if config.save_every > 0 && state.step.is_multiple_of(config.save_every) {
             save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
             saved = Some(state.step);
@@ -356,11 +372,16 @@ pub fn run(
     let mut answers = Answers::default();
     let mut loss_after = None;
     if !evaluation.is_empty() {
+        let told = |error| tell_interruption(error, Some(state.step));
         loss_after = match last_evaluation {
             Some((step, loss)) if step == state.step => Some(loss),
-            _ => Some(evaluation.loss(&model, plan.evaluation_tokens)?.loss()),
+            _ => {
+                let held_out = evaluation.loss(&model, plan.evaluation_tokens, interrupt);
+                Some(held_out.map_err(told)?.loss())
+            }
         };
-        answers = evaluation.answers(&model, &source, &config, progress)?;
+        let given = evaluation.answers(&model, &source, &config, progress, interrupt);
+        answers = given.map_err(told)?;
         progress.note(&report_evaluation("after", loss_after, &answers));
     }
     finish::finish(
@@ -378,6 +399,29 @@ pub fn run(
         &dir,
         progress,
     )
+}
+
+/// The run stops because it was asked to, after the step of a checkpoint or before there was one.
+fn interrupted(saved: Option<u64>) -> Error {
+    let (message, hint) = match saved {
+        Some(step) => (
+            format!("interrupted after step {step}; checkpoint saved"),
+            "run the same command with `--resume` to go on",
+        ),
+        None => (
+            "interrupted before the first step: nothing to save".to_string(),
+            "run the same command again",
+        ),
+    };
+    Error::new(ErrorKind::Interrupted, message).hint(hint)
+}
+
+/// Says of an interrupted evaluation what it means to the run.
+fn tell_interruption(error: Error, saved: Option<u64>) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted => interrupted(saved),
+        _ => error,
+    }
 }
 
 /// Saves a checkpoint, after the ledger and the metrics that it counts on.
@@ -446,12 +490,10 @@ fn finite(grad_norm: f64, rows: &[Row], saved: Option<u64>) -> Result<f64> {
     .hint(hint))
 }
 
-fn describe(figures: &Figures, grad_norm: f64, seconds: f64) -> String {
-    format!(
-        "loss {:.4} · grad norm {grad_norm:.3} · {:.0} tokens/s",
-        figures.loss(),
-        figures.tokens as f64 / seconds
-    )
+fn describe(line: &StepMetrics) -> String {
+    let [loss, grad_norm, speed] =
+        [line.loss, line.grad_norm, line.tokens_per_second].map(Option::unwrap_or_default);
+    format!("loss {loss:.4} · grad norm {grad_norm:.3} · {speed:.0} tokens/s")
 }
 
 fn report_evaluation(when: &str, loss: Option<f64>, answers: &Answers) -> String {

@@ -8,6 +8,7 @@ use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::param::Param;
 use halter_core::train::checkpoint::{Checkpoint, CheckpointStore, Group};
+use halter_core::train::metrics::StepMetrics;
 use halter_core::train::optimizer::AdamW;
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub struct State {
     pub trained_ends: BTreeSet<u32>,
     /// Whether every trained parameter has been seen to get a gradient.
     pub gradients_checked: bool,
+    /// Metrics of the newest step, where its evaluation was interrupted and is still to be done.
+    pub unevaluated: Option<StepMetrics>,
     /// Evaluation loss before training.
     pub loss_before: Option<f64>,
     /// Answers before training: text, and whether right.
@@ -51,6 +54,11 @@ impl State {
         let tokens = rows.iter().flat_map(|row| row.input_ids.iter().zip(&row.completion_mask));
         let trained = tokens.filter(|&(id, &trained)| trained && ends.iter().any(|(_, e)| e == id));
         self.trained_ends.extend(trained.map(|(id, _)| id));
+    }
+
+    /// The newest step whose metrics were written.
+    pub fn recorded(&self) -> u64 {
+        self.step - u64::from(self.unevaluated.is_some())
     }
 
     /// Writes a checkpoint.

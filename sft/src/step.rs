@@ -6,6 +6,7 @@ use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
 use halter_core::model::param::Grads;
+use halter_core::train::interrupt::Interrupt;
 use halter_core::train::pass::PassOptions;
 use halter_core::{Error, Result};
 
@@ -84,10 +85,16 @@ pub fn accumulate(
 /// Loss and accuracy of `rows`; nothing is trained.
 ///
 /// # Errors
-/// No trained token at all.
-pub fn evaluate(model: &Decoder, rows: &[Row], microbatch_tokens: usize) -> Result<Figures> {
+/// No trained token at all, or an interruption between microbatches.
+pub fn evaluate(
+    model: &Decoder,
+    rows: &[Row],
+    microbatch_tokens: usize,
+    interrupt: &Interrupt,
+) -> Result<Figures> {
     let mut figures = Figures::default();
     for batch in pack(rows, microbatch_tokens)? {
+        interrupt.check()?;
         let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
         let loss = halter_core::train::pass::scalar(&cross_entropy(&logps, 1)?)?;
         figures.add(&batch, loss, &is_best);

@@ -14,9 +14,10 @@ use halter_core::model::config::ModelConfig;
 use halter_core::model::linear::PassMode;
 use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::ops::Context;
+use halter_core::train::interrupt::Interrupt;
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
 use halter_sft::config::SftConfig;
-use halter_sft::step::{StepOptions, accumulate, evaluate};
+use halter_sft::step::{self, Figures, StepOptions, accumulate};
 use halter_testkit::{assert_relative, values};
 
 fn model() -> Decoder {
@@ -53,6 +54,14 @@ fn rows() -> Vec<Row> {
 
 fn options(microbatch_tokens: usize, keep_blocks: usize, dropout: Option<u64>) -> StepOptions {
     StepOptions { microbatch_tokens, keep_blocks, dropout_seed: dropout }
+}
+
+fn evaluate(
+    model: &Decoder,
+    rows: &[Row],
+    microbatch_tokens: usize,
+) -> halter_core::Result<Figures> {
+    step::evaluate(model, rows, microbatch_tokens, &Interrupt::new())
 }
 
 /// Full steps; dropout, where there is any, has another seed in each.
@@ -196,6 +205,14 @@ fn dropout_is_off_in_an_evaluation() {
     }
     let loss = |model| evaluate(model, &rows(), 4096).unwrap();
     assert_eq!(loss(&with), loss(&without));
+}
+
+#[test]
+fn an_evaluation_stops_when_it_is_asked_to() {
+    let interrupt = Interrupt::new();
+    interrupt.set();
+    let error = step::evaluate(&model(), &rows(), 50, &interrupt).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
 }
 
 #[test]

@@ -33,15 +33,16 @@ pub fn cached_tokens(lengths: impl IntoIterator<Item = usize>, max_new_tokens: u
     lengths.iter().take(SEQUENCES).map(|length| length + max_new_tokens).sum()
 }
 
-/// The greedy completion of each prompt. `done` is told how many are finished.
+/// The greedy completion of each prompt. Between tokens, `done` is told how many are finished; an
+/// error of its ends the work.
 ///
 /// # Errors
-/// An empty prompt, or a token outside the vocabulary.
+/// An empty prompt, a token outside the vocabulary, or what `done` says.
 pub fn greedy(
     model: &Decoder,
     prompts: &[Vec<u32>],
     limits: Limits,
-    mut done: impl FnMut(usize),
+    mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
     if prompts.iter().any(Vec::is_empty) {
         return Err(Error::data("an empty prompt"));
@@ -54,10 +55,10 @@ pub fn greedy(
     for group in order.chunks(SEQUENCES) {
         let mut group = on_a_worker(|| Group::prefill(model, prompts, group))?;
         while on_a_worker(|| group.step(model, limits, &mut completions))? {
-            done(finished + group.finished);
+            done(finished + group.finished)?;
         }
         finished += group.finished;
-        done(finished);
+        done(finished)?;
     }
     Ok(completions)
 }
