@@ -57,6 +57,25 @@ fn assert_same(what: &str, a: &Grads, b: &Grads, tolerance: f64) {
 }
 
 #[test]
+fn the_fingerprint_of_what_is_frozen_follows_values_names_and_nothing_trained() {
+    let fingerprint = |change: &str, train: &str| {
+        let mut model = model(None);
+        model.train_where(|param| param.name().contains(train)).unwrap();
+        for param in model.params().into_iter().filter(|param| param.name().contains(change)) {
+            let value = param.dense().unwrap();
+            value.slice_set(&(value + 1.0).unwrap(), 0, 0).unwrap();
+        }
+        model.frozen_fingerprint().unwrap()
+    };
+    let before = fingerprint("nothing", "up_proj");
+    assert_eq!(before, fingerprint("up_proj", "up_proj"));
+    assert_ne!(before, fingerprint("layers.2.mlp.gate_proj", "up_proj"));
+    assert_ne!(before, fingerprint("model.norm", "up_proj"));
+    assert_ne!(before, fingerprint("nothing", "gate_proj"), "another set is frozen");
+    assert_eq!(fingerprint("", ""), fingerprint("nothing", ""), "nothing is frozen");
+}
+
+#[test]
 fn packed_sequences_are_as_if_alone() {
     for window in [None, Some(40)] {
         let model = model(window);

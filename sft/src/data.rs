@@ -1,5 +1,6 @@
 //! Rows for the steps and for the evaluation.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -97,6 +98,14 @@ impl Data {
             sets.iter().zip(&specs).map(|(set, spec)| (set.len(), spec.weight)).collect();
         let mixture = Mixture::new(&parts, config.seed, shuffle)?;
         Ok(Self { sets: Arc::new(sets), mixture })
+    }
+
+    /// The fingerprint of each data set, by its name.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub fn contents(&self) -> Result<BTreeMap<String, String>> {
+        self.sets.iter().map(|set| Ok((set.name().to_string(), set.fingerprint()?))).collect()
     }
 
     /// Rows from `cursor` on, encoded in the background.

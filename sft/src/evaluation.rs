@@ -1,5 +1,7 @@
 //! Evaluation: loss and token accuracy of held-out rows, and answers that can be verified.
 
+use std::collections::BTreeMap;
+
 use halter_core::data::dataset::DataSpec;
 use halter_core::data::encoded::TokenCount;
 use halter_core::data::record::Row;
@@ -23,6 +25,7 @@ pub struct Evaluation {
     rows: Vec<Row>,
     prompts: Vec<Prompt>,
     left_out: usize,
+    contents: BTreeMap<String, String>,
 }
 
 /// What the model said to the prompts.
@@ -65,7 +68,9 @@ impl Evaluation {
                     .hint(format!("every held-out row is used once: give `{path}`")));
             }
         }
-        for record in Data::open(&config.eval_data, config, false)?.records() {
+        let data = Data::open(&config.eval_data, config, false)?;
+        evaluation.contents = data.contents()?;
+        for record in data.records() {
             let (origin, record) = record?;
             if evaluation.prompts.len() < config.eval_generate {
                 evaluation.prompts.extend(encoder.prompt(&origin, &record)?);
@@ -92,6 +97,11 @@ impl Evaluation {
     /// Records that the policy for over-long rows dropped.
     pub fn left_out(&self) -> usize {
         self.left_out
+    }
+
+    /// The fingerprint of each data set, by its name.
+    pub fn contents(&self) -> &BTreeMap<String, String> {
+        &self.contents
     }
 
     /// Whether there is nothing to evaluate.

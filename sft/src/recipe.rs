@@ -190,8 +190,15 @@ pub fn run(
     // The state of a fresh run, or that of the newest checkpoint.
     let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
     let mut optimizer = AdamW::new(config.adam(), model.trained())?;
-    let fingerprint = data.mixture.fingerprint();
-    let mut state = State { began_at, data: fingerprint.clone(), ..State::default() };
+    let mut contents = data.contents()?;
+    contents.extend(evaluation.contents().clone());
+    let mut state = State {
+        began_at,
+        data: data.mixture.fingerprint(),
+        contents,
+        base: model.frozen_fingerprint()?,
+        ..State::default()
+    };
     if start == Start::Resume {
         let found = store.latest()?;
         found.notices.iter().for_each(|notice| progress.note(notice));
@@ -202,7 +209,7 @@ pub fn run(
                 .hint("put one back from a copy, or begin anew in another `--output`"));
         }
         if let Some(checkpoint) = found.checkpoint {
-            state = State::load(&checkpoint, &fingerprint, &model, &mut optimizer)?;
+            state = State::load(&checkpoint, &state, &model, &mut optimizer)?;
             progress.note(&format!("resuming after step {}", state.step));
         }
     } else {
@@ -269,7 +276,8 @@ pub fn run(
                     Err(error) => {
                         progress.finish();
                         // The steps before a wrong row are not lost with it.
-                        if state.step > 0 && saved != Some(state.step) {
+                        if state.step > 0 {
+                            state.wrong_row = true;
                             save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
                             let step = state.step;
                             progress.note(&format!(

@@ -1,6 +1,6 @@
 //! What a checkpoint of a run holds beside its tensors, and the way in and out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use halter_core::data::ledger::LedgerState;
 use halter_core::data::mixture::Cursor;
@@ -28,6 +28,12 @@ pub struct State {
     pub rows_into_record: usize,
     /// What the order of the rows depends on.
     pub data: String,
+    /// The fingerprint of each data set, by its name.
+    pub contents: BTreeMap<String, String>,
+    /// Whether a row that cannot be used ended the run: its file may be corrected.
+    pub wrong_row: bool,
+    /// The fingerprint of the parameters that are not trained.
+    pub base: String,
     /// The ledger.
     pub ledger: LedgerState,
     /// Tokens that went through the model.
@@ -83,21 +89,36 @@ impl State {
         store.save(self.step, &groups, self).map(drop)
     }
 
-    /// Puts a checkpoint's tensors into `model` and `optimizer`, and returns its state.
+    /// Puts a checkpoint's tensors into `model` and `optimizer`, and returns its state. `fresh` is
+    /// the state of a run that begins now.
     ///
     /// # Errors
     /// A checkpoint of another model or data.
     pub fn load(
         checkpoint: &Checkpoint,
-        data: &str,
+        fresh: &Self,
         model: &Decoder,
         optimizer: &mut AdamW,
     ) -> Result<Self> {
         let state: Self = checkpoint.state()?;
-        if state.data != data {
+        if state.data != fresh.data {
             return Err(Error::data("the data is not what the checkpoint was made with")
                 .in_file(checkpoint.path())
                 .hint("resume with the same files, weights and seed"));
+        }
+        let changed =
+            fresh.contents.iter().find(|(name, now)| state.contents.get(*name) != Some(*now));
+        if let Some((name, _)) = changed.filter(|_| !state.wrong_row) {
+            return Err(Error::data(format!("`{name}` is not what the checkpoint was made with"))
+                .in_file(checkpoint.path())
+                .hint("put the data back as it was, or begin anew in another `--output`"));
+        }
+        if state.base != fresh.base {
+            return Err(Error::model(
+                "the base is not the model that the checkpoint was made with",
+            )
+            .in_file(checkpoint.path())
+            .hint("put the model back as it was, or begin anew in another `--output`"));
         }
         let device = model.device();
         let trained: Vec<&Param> = model.trained();
@@ -116,6 +137,6 @@ impl State {
             tensor.slice_set(saved, 0, 0)?;
         }
         optimizer.set_steps(state.step);
-        Ok(state)
+        Ok(Self { contents: fresh.contents.clone(), wrong_row: false, ..state })
     }
 }

@@ -37,6 +37,23 @@ fn outputs_and_runs_that_cannot_be_used_are_refused() {
         let more = p.text("m.jsonl").repeat(2);
         p.write("m.jsonl", more);
     });
+    t.case("resume: a row of the data changed", &["--resume"], &[], |p| {
+        begin(p);
+        p.write("m.jsonl", p.text("m.jsonl").replace("It is 3.", "It is 4."));
+    });
+    t.case("resume: a held-out row changed", &["--resume"], &[], |p| {
+        p.write("held.jsonl", p.text("m.jsonl"));
+        p.done(&[TINY, &["--output", "run", "--eval-data", "held.jsonl"]].concat());
+        p.write("held.jsonl", p.text("held.jsonl").replace("It is 3.", "It is 4."));
+    });
+    t.case("resume: the base of an adapter changed", &["--resume"], &[], |p| {
+        p.done(&[MODEL, &["--lora-rank", "2", "--output", "run"]].concat());
+        // The lowest bit of the first number.
+        let mut bytes = p.read(WEIGHTS);
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header] ^= 1;
+        p.write(WEIGHTS, bytes);
+    });
     t.case("resume: every checkpoint is damaged", &["--resume"], &[], |p| {
         begin(p);
         for step in [1, 2] {

@@ -120,6 +120,19 @@ impl Decoder {
         Grads::zeros(self.trained())
     }
 
+    /// What its frozen parameters are, hashed: name, shape, type and first elements of each.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn frozen_fingerprint(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"halter frozen parameters 1");
+        for param in self.params().into_iter().filter(|param| !param.is_trained()) {
+            param.hash_into(&mut hasher)?;
+        }
+        Ok(hasher.finalize().to_hex()[..32].to_string())
+    }
+
     /// The lowest block that gradients must reach; `None` if they must reach the embedding.
     pub(crate) fn lowest_trained_block(&self) -> Option<usize> {
         if self.embed.is_trained() {

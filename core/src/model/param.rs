@@ -27,6 +27,9 @@ pub enum Value {
     Stored(StoredTensor),
 }
 
+/// Elements of a parameter that its fingerprint is made of.
+const HASHED_ELEMENTS: usize = 64;
+
 impl Param {
     /// A frozen parameter under the name Hugging Face gives it.
     pub fn new(name: impl Into<String>, value: Value) -> Self {
@@ -98,6 +101,26 @@ impl Param {
             }
             Value::Stored(stored) => stored.to_tensor(&candle_core::Device::Cpu),
         }
+    }
+
+    /// Adds its name, shape, type and first elements to `hasher`.
+    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let count = self.elem_count().min(HASHED_ELEMENTS);
+        let (kind, first) = match &self.value {
+            Value::Dense(tensor) => {
+                let first = tensor.flatten_all()?.narrow(0, 0, count)?.to_dtype(DType::F32)?;
+                let bytes = first.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes);
+                (format!("{:?}", tensor.dtype()), bytes.collect())
+            }
+            Value::Stored(stored) => {
+                // Blocks of a quantized type are taken for as many bytes as plain elements.
+                let bytes = stored.bytes().iter().take(4 * count).copied();
+                (stored.kind().to_string(), bytes.collect::<Vec<u8>>())
+            }
+        };
+        hasher.update(format!("{} {:?} {kind} ", self.name, self.dims()).as_bytes());
+        hasher.update(&first);
+        Ok(())
     }
 
     /// Its gradient buffer, if it is trained.

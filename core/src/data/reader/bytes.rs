@@ -12,6 +12,10 @@ use crate::{Error, Result};
 /// The longest row that is read: longer ones are refused before memory is taken for them.
 pub(super) const MAX_ROW_BYTES: usize = 256 << 20;
 
+/// A file's fingerprint is made of this many of its blocks.
+const BLOCKS: u64 = 64;
+const BLOCK_BYTES: u64 = 4096;
+
 /// A file or a piece of memory.
 #[derive(Debug)]
 pub(super) enum Bytes {
@@ -41,6 +45,25 @@ impl Bytes {
             Self::Memory(bytes) => Box::new(bytes.as_slice()),
         };
         Ok(Scanner::new(source))
+    }
+
+    /// Hashes the length and evenly spaced blocks, the first and the last among them; everything
+    /// where that is less.
+    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) -> io::Result<()> {
+        let len = match self {
+            Self::File(file) => file.metadata()?.len(),
+            Self::Memory(bytes) => bytes.len() as u64,
+        };
+        hasher.update(&len.to_le_bytes());
+        if len <= BLOCKS * BLOCK_BYTES {
+            hasher.update(&self.read(0, len as usize)?);
+            return Ok(());
+        }
+        for block in 0..BLOCKS {
+            let start = (len - BLOCK_BYTES) * block / (BLOCKS - 1);
+            hasher.update(&self.read(start, BLOCK_BYTES as usize)?);
+        }
+        Ok(())
     }
 
     /// The `len` bytes from `start`.

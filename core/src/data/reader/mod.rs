@@ -111,6 +111,15 @@ impl DataFile {
         self.len() == 0
     }
 
+    /// Adds to `hasher` what tells the file from another.
+    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let hashed = match &self.rows {
+            Rows::Text { bytes, .. } => bytes.hash_into(hasher),
+            Rows::Parquet(_) => Bytes::open(&self.path)?.hash_into(hasher),
+        };
+        hashed.map_err(|error| Error::io("read", &*self.path, error))
+    }
+
     /// Where a row comes from: its line in JSON Lines, else its number, from one.
     pub fn origin(&self, row: usize) -> Origin {
         let line = match &self.rows {

@@ -121,6 +121,41 @@ pub(crate) fn write_parquet(path: &Path, groups: &[usize]) {
 }
 
 #[test]
+fn a_fingerprint_tells_a_changed_file_from_the_one_that_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let fingerprint = |path: &Path| {
+        let mut hasher = blake3::Hasher::new();
+        DataFile::open(path).unwrap().hash_into(&mut hasher).unwrap();
+        hasher.finalize()
+    };
+    let path = folder.path().join("rows.jsonl");
+    // One that is hashed whole, and one of which blocks are.
+    for rows in [100, 100_000] {
+        let text = "{\"text\": \"a\"}\n".repeat(rows);
+        std::fs::write(&path, &text).unwrap();
+        let before = fingerprint(&path);
+        assert_eq!(before, fingerprint(&path));
+        let held = DataFile::from_jsonl("memory", text.as_bytes()).unwrap();
+        let mut hasher = blake3::Hasher::new();
+        held.hash_into(&mut hasher).unwrap();
+        assert_eq!(before, hasher.finalize(), "{rows} rows in memory");
+        for row in [0, rows - 1] {
+            let mut other = text.clone().into_bytes();
+            other[14 * row + 10] = b'b';
+            std::fs::write(&path, &other).unwrap();
+            assert_ne!(before, fingerprint(&path), "row {row} of {rows}");
+        }
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        assert_ne!(before, fingerprint(&path), "a blank line more");
+    }
+    let path = folder.path().join("rows.parquet");
+    write_parquet(&path, &[5, 1]);
+    let before = fingerprint(&path);
+    write_parquet(&path, &[5, 2]);
+    assert_ne!(before, fingerprint(&path));
+}
+
+#[test]
 fn parquet_rows_are_read_in_any_order_by_several_threads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
