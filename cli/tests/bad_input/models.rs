@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::support::{Place, TINY};
 use super::{Table, change_config};
 
-const WEIGHTS: &str = "base/model.safetensors";
+pub const WEIGHTS: &str = "base/model.safetensors";
 
 /// The header of the model's weights, changed; the length before it is right.
 fn change_header(place: &Place, change: impl FnOnce(&mut Value)) {

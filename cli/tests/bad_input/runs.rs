@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use super::Table;
+use super::models::WEIGHTS;
 use super::support::{Place, TINY};
+use super::{MODEL, Table};
 
 #[test]
 fn outputs_and_runs_that_cannot_be_used_are_refused() {
