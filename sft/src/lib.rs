@@ -5,6 +5,7 @@ pub mod data;
 pub mod evaluation;
 pub mod finish;
 pub mod loss;
+pub mod prepare;
 pub mod recipe;
 mod rows;
 pub mod state;

@@ -25,25 +25,15 @@ impl HubOptions {
     }
 }
 
-/// The files that a model needs: neither pickles nor other frameworks' weights.
+/// The files that a model needs beside its texts: neither pickles nor other frameworks' weights.
 #[cfg(feature = "hub")]
 const MODEL_FILES: &[&str] = &[
     "config.json",
-    "generation_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "adapter_config.json",
     "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
 ];
 
 /// Whether this could be `organisation/name`.
@@ -67,7 +57,8 @@ pub(super) fn fetch(id: &str, options: &HubOptions) -> Result<PathBuf> {
     }
     let client = builder.build_sync().map_err(explain)?;
     let (owner, name) = id.split_once('/').unwrap_or(("", id));
-    let patterns: Vec<String> = MODEL_FILES.iter().map(|name| (*name).to_string()).collect();
+    let names = MODEL_FILES.iter().chain(super::text_files::COPIED);
+    let patterns: Vec<String> = names.map(|name| (*name).to_string()).collect();
     client
         .model(owner, name)
         .snapshot_download()

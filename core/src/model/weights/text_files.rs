@@ -16,8 +16,9 @@ use crate::{Error, Result};
 /// The generation settings' file.
 pub const GENERATION: &str = "generation_config.json";
 
-/// Files that an export takes over as they are, where they are there.
-const COPIED: &[&str] = &[
+/// Files beside the weights that are fetched from a hub, and that an export takes over as they are,
+/// where they are there.
+pub(super) const COPIED: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

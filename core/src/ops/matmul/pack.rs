@@ -22,18 +22,22 @@ pub(super) fn pack(
             continue;
         }
         let data = &data[first * line_stride..];
-        match (lines, width, step) {
-            _ if lines < width => slowly(data, line_stride, step, lines, k, width, out),
-            _ if line_stride == 1 => vectorize!(match width {
+        if lines < width {
+            slowly(data, line_stride, step, lines, k, width, out);
+        } else if line_stride == 1 {
+            vectorize!(match width {
                 32 => copy::<32>(data, step, out),
                 16 => copy::<16>(data, step, out),
                 14 => copy::<14>(data, step, out),
                 8 => copy::<8>(data, step, out),
                 6 => copy::<6>(data, step, out),
+                4 => copy::<4>(data, step, out),
                 _ => slowly(data, line_stride, step, lines, k, width, out),
-            }),
-            (_, _, 1) => turn(data, line_stride, k, width, out),
-            _ => slowly(data, line_stride, step, lines, k, width, out),
+            });
+        } else if step == 1 {
+            turn(data, line_stride, k, width, out);
+        } else {
+            slowly(data, line_stride, step, lines, k, width, out);
         }
     }
 }
