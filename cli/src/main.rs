@@ -13,7 +13,7 @@ mod sft;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use failure::Failure;
@@ -28,6 +28,18 @@ struct Cli {
     /// Print a machine-readable summary on stdout
     #[arg(long, global = true)]
     json: bool,
+
+    /// Use no wider vector instructions than these: to compare with older machines
+    #[arg(long, global = true, hide = true, env = "HALTER_ISA", value_enum)]
+    isa: Option<Isa>,
+}
+
+/// See [`halter_core::ops::Isa`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Isa {
+    Plain,
+    Avx2,
+    Avx512,
 }
 
 /// One file for each subcommand.
@@ -60,6 +72,12 @@ impl Context {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context { json: cli.json };
+    let limit = match cli.isa {
+        Some(Isa::Plain) => halter_core::ops::Isa::Plain,
+        Some(Isa::Avx2) => halter_core::ops::Isa::Avx2,
+        Some(Isa::Avx512) | None => halter_core::ops::Isa::Best,
+    };
+    limit.set_limit();
     let outcome = logging::start().and_then(|()| match cli.command {
         Command::Sft(args) => sft::run(*args, &context),
         Command::Plan(args) => plan::run(*args, &context),

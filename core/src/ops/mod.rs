@@ -23,6 +23,7 @@ pub(crate) mod slices;
 pub mod swiglu;
 mod workers;
 
+pub use simd::Isa;
 pub(crate) use workers::on_a_worker;
 
 /// What an operation needs besides its operands: where scratch comes from, and which form to use.

@@ -4,6 +4,8 @@
 //! Multiplications and additions are not contracted, so results do not depend on whether the
 //! machine has fused multiply-add.
 
+use std::sync::OnceLock;
+
 /// The value of an expression, compiled for the machine's vector instructions.
 macro_rules! vectorize {
     ($body:expr) => {
@@ -27,7 +29,47 @@ pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
             (self.0)()
         }
     }
-    pulp::Arch::new().dispatch(Body(f))
+    match (Isa::limit(), narrower()) {
+        (Isa::Best, _) => pulp::Arch::new().dispatch(Body(f)),
+        (Isa::Avx2, Some(arch)) => arch.dispatch(Body(f)),
+        _ => pulp::Arch::Scalar.dispatch(Body(f)),
+    }
+}
+
+/// AVX2, where the machine has it.
+#[inline(always)]
+fn narrower() -> Option<pulp::Arch> {
+    #[cfg(target_arch = "x86_64")]
+    return pulp::x86::V3::try_new().map(pulp::Arch::V3);
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
+/// Vector instructions that may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// What the target always has.
+    Plain,
+    /// AVX2 and FMA at most.
+    Avx2,
+    /// The widest of the machine.
+    Best,
+}
+
+static LIMIT: OnceLock<Isa> = OnceLock::new();
+
+impl Isa {
+    /// Uses no wider ones from now on, so that a machine can stand for an older one. Only the
+    /// first call before the first operation counts; returns whether this one did.
+    pub fn set_limit(self) -> bool {
+        LIMIT.set(self).is_ok()
+    }
+
+    /// The limit that was set.
+    #[inline(always)]
+    pub(crate) fn limit() -> Self {
+        *LIMIT.get_or_init(|| Self::Best)
+    }
 }
 
 /// Sums are kept in this many lanes, whatever the vector width, so that every machine and thread

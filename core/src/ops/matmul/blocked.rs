@@ -15,8 +15,8 @@ use super::pack::pack;
 use super::{Into, Mat, MatMut};
 use crate::ops::slices::Shared;
 
-/// Depth of a block: one panel of `a` and one of `b` share the first-level cache.
-const DEPTH: usize = 384;
+/// Depth of a block: a panel of `a` fits the first-level cache, several panels of both the second.
+const DEPTH: usize = 576;
 /// Most rows of a block of `a`, for the second-level cache.
 const ROWS: usize = 168;
 /// Blocks of rows that there should be, so that threads end together.

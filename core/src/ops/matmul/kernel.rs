@@ -1,5 +1,7 @@
 //! The innermost product: a tile of the result held in registers, for each kind of processor.
 
+use crate::ops::simd::Isa;
+
 /// Most rows of any kernel's tile.
 pub(super) const MOST_ROWS: usize = 14;
 /// Largest `rows · cols` of any kernel.
@@ -35,10 +37,35 @@ pub(super) struct Tile {
     pub(super) add: bool,
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Tile {
+    /// Begins to bring the rows of the result near; they are written at the end.
+    ///
+    /// # Safety
+    /// The rows lie where the tile says.
+    #[inline(always)]
+    unsafe fn fetch_result<const COLS: usize>(&self) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for i in 0..self.rows {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let row = self.c.add(i * self.c_stride);
+                _mm_prefetch::<_MM_HINT_T0>(row.cast());
+                _mm_prefetch::<_MM_HINT_T0>(row.add(COLS - 1).cast());
+            }
+        }
+    }
+}
+
 impl Kernel {
     /// The best kernel of this processor.
     pub(super) fn detect() -> Self {
-        Self::all().first().copied().unwrap_or(Self::PLAIN)
+        let widest = match Isa::limit() {
+            Isa::Best => usize::MAX,
+            Isa::Avx2 => 16,
+            Isa::Plain => 0,
+        };
+        Self::all().into_iter().find(|kernel| kernel.cols <= widest).unwrap_or(Self::PLAIN)
     }
 
     /// Every kernel that this processor can run, best first.
@@ -70,13 +97,31 @@ impl Kernel {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const PACKED: bool>(tile: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.rows {
+            13.. => avx512_rows::<PACKED, 14>(tile),
+            9..13 => avx512_rows::<PACKED, 12>(tile),
+            5..9 => avx512_rows::<PACKED, 8>(tile),
+            _ => avx512_rows::<PACKED, 4>(tile),
+        }
+    }
+}
+
+/// The first `ROWS` rows of a tile, which are at least those to write.
+///
+/// # Safety
+/// As for `avx512`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512_rows<const PACKED: bool, const ROWS: usize>(tile: &Tile) {
     use std::arch::x86_64::{
         _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
         _mm512_storeu_ps,
     };
-    const ROWS: usize = 14;
     // SAFETY: the caller's promise.
     unsafe {
+        tile.fetch_result::<32>();
         let mut t = [[_mm512_setzero_ps(); 2]; ROWS];
         let (mut offset, mut b) = (0, tile.b);
         for _ in 0..tile.k {
@@ -87,13 +132,10 @@ unsafe fn avx512<const PACKED: bool>(tile: &Tile) {
                 t[0] = _mm512_fmadd_ps(a, b0, t[0]);
                 t[1] = _mm512_fmadd_ps(a, b1, t[1]);
             }
-            offset += if PACKED { ROWS } else { tile.a_step };
+            offset += if PACKED { MOST_ROWS } else { tile.a_step };
             b = b.add(if PACKED { 32 } else { tile.b_stride });
         }
-        for (i, t) in t.iter().enumerate() {
-            if i == tile.rows {
-                break;
-            }
+        for (i, t) in t.iter().enumerate().take(tile.rows) {
             for (j, &t) in t.iter().enumerate() {
                 let at = tile.c.add(i * tile.c_stride + 16 * j);
                 let value = if tile.add { _mm512_add_ps(t, _mm512_loadu_ps(at)) } else { t };
@@ -110,13 +152,31 @@ unsafe fn avx512<const PACKED: bool>(tile: &Tile) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const PACKED: bool>(tile: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.rows {
+            5.. => avx2_rows::<PACKED, 6>(tile),
+            3..5 => avx2_rows::<PACKED, 4>(tile),
+            _ => avx2_rows::<PACKED, 2>(tile),
+        }
+    }
+}
+
+/// The first `ROWS` rows of a tile, which are at least those to write.
+///
+/// # Safety
+/// As for `avx512`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_rows<const PACKED: bool, const ROWS: usize>(tile: &Tile) {
     use std::arch::x86_64::{
         _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
         _mm256_storeu_ps,
     };
-    const ROWS: usize = 6;
+    const PANEL: usize = 6;
     // SAFETY: the caller's promise.
     unsafe {
+        tile.fetch_result::<16>();
         let mut t = [[_mm256_setzero_ps(); 2]; ROWS];
         let (mut offset, mut b) = (0, tile.b);
         for _ in 0..tile.k {
@@ -127,13 +187,10 @@ unsafe fn avx2<const PACKED: bool>(tile: &Tile) {
                 t[0] = _mm256_fmadd_ps(a, b0, t[0]);
                 t[1] = _mm256_fmadd_ps(a, b1, t[1]);
             }
-            offset += if PACKED { ROWS } else { tile.a_step };
+            offset += if PACKED { PANEL } else { tile.a_step };
             b = b.add(if PACKED { 16 } else { tile.b_stride });
         }
-        for (i, t) in t.iter().enumerate() {
-            if i == tile.rows {
-                break;
-            }
+        for (i, t) in t.iter().enumerate().take(tile.rows) {
             for (j, &t) in t.iter().enumerate() {
                 let at = tile.c.add(i * tile.c_stride + 8 * j);
                 let value = if tile.add { _mm256_add_ps(t, _mm256_loadu_ps(at)) } else { t };
