@@ -72,6 +72,11 @@ impl Param {
         self.slot.is_some()
     }
 
+    /// Its place among the trained parameters, if it is one.
+    pub(crate) fn slot(&self) -> Option<usize> {
+        self.slot
+    }
+
     /// The tensor of a dense parameter.
     pub fn dense(&self) -> Option<&Tensor> {
         match &self.value {

@@ -43,9 +43,13 @@ pub(crate) fn read(tensor: &Tensor) -> Result<Slice<'_>> {
 /// # Errors
 /// As [`read`].
 pub(crate) fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
-    let op = Write { f: Cell::new(Some(f)), result: Cell::new(None) };
+    write_as(tensor, f)
+}
+
+fn write_as<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+    let op = Write { f: Cell::new(Some(f)), result: Cell::new(None), elements: PhantomData };
     tensor.inplace_op1(&op)?;
-    op.result.take().ok_or_else(|| defect("a fused operation got a tensor that is not f32"))
+    op.result.take().ok_or_else(|| defect("a fused operation got a tensor of another type"))
 }
 
 /// [`write()`] for two tensors.
@@ -67,19 +71,52 @@ pub(crate) fn write3<R>(
     write(a, |a| write2(b, c, |b, c| f(a, b, c)))?
 }
 
-struct Write<F, R> {
-    f: Cell<Option<F>>,
-    result: Cell<Option<R>>,
+/// [`write2`] for two tensors of bytes.
+pub(crate) fn write_bytes2<R>(
+    a: &Tensor,
+    b: &Tensor,
+    f: impl FnOnce(&mut [u8], &mut [u8]) -> R,
+) -> Result<R> {
+    write_as(a, |a| write_as(b, |b| f(a, b)))?
 }
 
-impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Write<F, R> {
+/// What tensors that are written in place are made of.
+trait Element: Sized {
+    fn all(storage: &mut CpuStorage) -> Option<&mut Vec<Self>>;
+}
+
+impl Element for f32 {
+    fn all(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
+        match storage {
+            CpuStorage::F32(all) => Some(all),
+            _ => None,
+        }
+    }
+}
+
+impl Element for u8 {
+    fn all(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
+        match storage {
+            CpuStorage::U8(all) => Some(all),
+            _ => None,
+        }
+    }
+}
+
+struct Write<T, F, R> {
+    f: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+    elements: PhantomData<T>,
+}
+
+impl<T: Element, F: FnOnce(&mut [T]) -> R, R> InplaceOp1 for Write<T, F, R> {
     fn name(&self) -> &'static str {
         "halter-write"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let range = range(layout).map_err(candle_core::Error::wrap)?;
-        if let (CpuStorage::F32(all), Some(f)) = (storage, self.f.take()) {
+        if let (Some(all), Some(f)) = (T::all(storage), self.f.take()) {
             self.result.set(Some(f(&mut all[range])));
         }
         Ok(())
