@@ -67,22 +67,54 @@ pub fn nothing_to_train(totals: &LedgerTotals) -> Error {
         .hint("raise `--max-seq-len`, or choose another policy with `--overlong`")
 }
 
-/// The gradient of a step with `rows` cannot be used; the newest checkpoint is of step `saved`.
-pub fn not_finite(grad_norm: f64, rows: &[Row], saved: Option<u64>) -> Error {
-    let places: Vec<String> = rows
-        .iter()
-        .take(4)
-        .map(|row| format!("{}:{}", row.origin.path.display(), row.origin.line))
-        .collect();
-    let hint = match saved {
-        Some(step) => {
-            format!("lower `--learning-rate`; the checkpoint of step {step} is intact")
-        }
-        None => "lower `--learning-rate`, and look at these rows".into(),
-    };
-    Error::new(
-        ErrorKind::Numeric,
-        format!("the gradient norm is `{grad_norm}` in a step with the rows {}", places.join(", ")),
-    )
-    .hint(hint)
+/// What can be done about numbers in a step over `rows`, after `steps` updates, that are not
+/// finite. A resumed run keeps its learning rate and comes to the same numbers again.
+pub fn with_remedy(error: Error, steps: u64, rows: &[Row]) -> Error {
+    if error.kind() != ErrorKind::Numeric {
+        return error;
+    }
+    let place = |row: &Row| format!("{}:{}", row.origin.path.display(), row.origin.line);
+    let mut places = rows.iter().take(4).map(place).collect::<Vec<_>>().join(", ");
+    if rows.len() > 4 {
+        places += ", …";
+    }
+    error.hint(match steps {
+        0 => format!("no update was made yet: look at the model, and at the step's rows {places}"),
+        _ => format!(
+            "begin anew in another `--output` with a lower `--learning-rate`, or look at the \
+             step's rows {places}"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use halter_core::data::record::Origin;
+
+    use super::*;
+
+    #[test]
+    fn the_remedy_names_the_rows_and_the_learning_rate_once_it_can_be_the_cause() {
+        let path = Arc::new("a.jsonl".into());
+        let row = |line| Row {
+            origin: Origin { path: Arc::clone(&path), line },
+            input_ids: Vec::new(),
+            completion_mask: Vec::new(),
+            prompt_is_prefix: true,
+        };
+        let rows: Vec<Row> = (1..=5).map(row).collect();
+        let hint = |kind, steps, rows: &[Row]| {
+            let error = Error::new(kind, "the loss is `NaN`").hint("as it was");
+            with_remedy(error, steps, rows).remedy().map(str::to_string).unwrap_or_default()
+        };
+        let first = hint(ErrorKind::Numeric, 0, &rows);
+        assert!(first.ends_with("rows a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4, …"), "{first}");
+        assert!(!first.contains("--learning-rate"), "{first}");
+        let later = hint(ErrorKind::Numeric, 1, &rows[3..]);
+        assert!(later.contains("in another `--output` with a lower `--learning-rate`"), "{later}");
+        assert!(later.ends_with("rows a.jsonl:4, a.jsonl:5"), "{later}");
+        assert_eq!(hint(ErrorKind::Data, 1, &rows), "as it was");
+    }
 }

@@ -246,11 +246,13 @@ impl<'a> Training<'a> {
             keep_blocks: plan.keep_blocks,
             dropout_seed: Some(hash(config.seed, step) & !0xffff),
         };
+        let with_remedy = |error| messages::with_remedy(error, step, rows);
         self.grads.clear()?;
-        let figures = accumulate(model, rows, options, &self.grads)?;
+        let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
         let grad_norm = self.grads.norm()?;
         if !grad_norm.is_finite() {
-            return Err(messages::not_finite(grad_norm, rows, self.saved));
+            let message = format!("the gradient norm is `{grad_norm}`");
+            return Err(with_remedy(Error::new(ErrorKind::Numeric, message)));
         }
         self.check_gradients()?;
         let Prepared { config, model, .. } = &self.prepared;
