@@ -110,6 +110,19 @@ fn a_dry_run_writes_nothing() {
 }
 
 #[test]
+fn a_run_that_diverges_says_what_can_be_done_about_it() {
+    let place = Place::new();
+    let wild = ["--learning-rate", "1e30", "--max-steps", "9", "--batch-size", "2"];
+    let output = place.sft(&[TINY, &wild, &["--output", "run"]].concat()).output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let (_, error) = stderr.split_once("error: ").unwrap();
+    assert!(error.contains(" is `NaN`") || error.contains(" is `inf`"), "{error}");
+    let hint = "hint: begin anew in another `--output` with a lower `--learning-rate`";
+    assert!(error.contains(hint) && error.contains("rows m.jsonl:"), "{error}");
+}
+
+#[test]
 fn a_template_given_by_the_user_is_used_and_exported() {
     let place = Place::new();
     let own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|eot_id|>{% endfor %}\

@@ -142,6 +142,6 @@ fn an_adapter_merges_into_a_quantized_gguf_base() {
             [&export, &base].map(|files| files.weights.get(name).unwrap().to_vec().unwrap());
         assert_eq!(found, want, "{name}");
     }
-    assert_eq!(export.text.chat_template, base.text.chat_template);
+    assert_eq!(export.text.chat_templates, base.text.chat_templates);
     assert!(export.text.tokenizer.is_some());
 }

@@ -200,12 +200,9 @@ fn wrong_templates_are_refused_with_a_reason() {
     line(t, "huge range", render("{% for a in range(99999999999) %}{% endfor %}"));
     line(t, "huge text", render("{{ 'x' * 99999999999 }}"));
     line(t, "undefined as json", render("{{ nothing | tojson }}"));
-    let named = |list: Value| ChatTemplate::from_tokenizer_config(&json!({"chat_template": list}));
-    line(t, "template of a wrong type", named(json!(3)));
-    line(t, "named template without text", named(json!([{"name": "default"}])));
-    line(t, "no template in the list", named(json!([])));
-    let two = named(json!([{"name": "a", "template": "x"}, {"name": "b", "template": "y"}]));
-    line(t, "no default template", two.unwrap().unwrap().render(&conversation, &options));
+    let two = [("a", "x"), ("b", "y")].map(|(name, body)| (name.to_string(), body.to_string()));
+    let two = ChatTemplate::named(two.to_vec()).unwrap();
+    line(t, "no default template", two.render(&conversation, &options));
     let args = json!({"messages": 1}).as_object().unwrap().clone();
     line(t, "argument that halter sets", ChatTemplate::new("x").unwrap().with_args(args));
     let open = RenderOptions { continue_final_message: true, ..options };
@@ -219,9 +216,11 @@ fn wrong_templates_are_refused_with_a_reason() {
 
 #[test]
 fn named_templates_are_chosen_by_tools() {
-    let config = json!({"chat_template": [{"name": "default", "template": "plain"},
-        {"name": "tool_use", "template": "tools {{ tools | length }}"}]});
-    let template = ChatTemplate::from_tokenizer_config(&config).unwrap().unwrap();
+    let template = ChatTemplate::named(vec![
+        ("default".to_string(), "plain".to_string()),
+        ("tool_use".to_string(), "tools {{ tools | length }}".to_string()),
+    ])
+    .unwrap();
     let conversation = [Message::new("user", "Q")];
     let render = |tools| {
         let options = RenderOptions { tools, ..RenderOptions::default() };
@@ -230,7 +229,6 @@ fn named_templates_are_chosen_by_tools() {
     assert_eq!(render(None), "plain");
     assert_eq!(render(Some(&[json!({}), json!({})])), "tools 2");
     assert_eq!(template.source().unwrap(), "plain");
-    assert!(ChatTemplate::from_tokenizer_config(&json!({})).unwrap().is_none());
 }
 
 #[test]
@@ -268,22 +266,6 @@ fn over_long_rows_follow_the_policy() {
     assert_eq!(joined[..], whole.input_ids[..joined.len()]);
     assert_eq!(joined.len() + num_lost, num_tokens);
     assert!(num_lost <= 1, "only a last piece of one token is lost");
-}
-
-#[test]
-fn a_folder_gives_its_template_file_before_its_tokenizer_config() {
-    let folder = tempfile::tempdir().unwrap();
-    let load = || ChatTemplate::from_dir(folder.path());
-    assert!(load().unwrap().is_none());
-    let config = folder.path().join("tokenizer_config.json");
-    std::fs::write(&config, r#"{"chat_template": "from config"}"#).unwrap();
-    assert_eq!(load().unwrap().unwrap().source().unwrap(), "from config");
-    std::fs::write(folder.path().join("chat_template.jinja"), "from file").unwrap();
-    assert_eq!(load().unwrap().unwrap().source().unwrap(), "from file");
-    std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
-    let error = load().unwrap_err();
-    assert!(error.to_string().contains("chat_template.jinja: the chat template is not valid"));
-    assert_eq!(error.kind(), halter_core::ErrorKind::Text);
 }
 
 #[test]

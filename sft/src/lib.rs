@@ -5,6 +5,7 @@ pub mod data;
 pub mod evaluation;
 pub mod finish;
 pub mod loss;
+mod messages;
 pub mod prepare;
 pub mod recipe;
 mod rows;

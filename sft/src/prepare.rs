@@ -92,6 +92,22 @@ impl Prepared {
         })
     }
 
+    /// The state of the run before its first step.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub(crate) fn fresh_state(&self) -> Result<State> {
+        let mut contents = self.data.contents()?;
+        contents.extend(self.evaluation.contents().clone());
+        Ok(State {
+            began_at: self.began_at,
+            data: self.data.mixture.fingerprint(),
+            contents,
+            base: self.model.frozen_fingerprint()?,
+            ..State::default()
+        })
+    }
+
     /// The first lines of a run: what will be trained, on what, at what price.
     pub fn introduce(&self, progress: &mut dyn Progress) {
         use halter_core::memory::plan::gigabytes;

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use halter_core::data::ledger::Ledger;
 use halter_core::data::record::Row;
-use halter_core::model::Decoder;
 use halter_core::model::param::Grads;
 use halter_core::ops::dropout::hash;
 use halter_core::train::checkpoint::CheckpointStore;
@@ -22,10 +21,11 @@ use halter_core::{Error, ErrorKind, Result};
 
 use crate::evaluation::Answers;
 use crate::finish::{self, Finished, Outcome};
+use crate::messages::{self, interrupted, tell_interruption};
 pub use crate::prepare::Prepared;
 use crate::rows::RowFeed;
 use crate::state::State;
-use crate::step::{StepOptions, accumulate};
+use crate::step::{Figures, StepOptions, accumulate};
 
 /// Runs a prepared run, or resumes it.
 ///
@@ -38,347 +38,374 @@ pub fn run(
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
-    let Prepared {
-        config,
-        start,
-        source,
-        encoder,
-        data,
-        evaluation,
-        model,
-        began_at,
-        plan,
-        total_steps,
-    } = prepared;
-    plan.check()?;
-    let mut dir = RunDir::create(&config.output, start)?;
-    dir.notices().iter().for_each(|notice| progress.note(notice));
+    prepared.plan.check()?;
+    let mut training = Training::open(prepared, progress, interrupt)?;
+    training.all_steps()?;
+    training.finish()
+}
 
-    // The state of a fresh run, or that of the newest checkpoint.
-    let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
-    let mut optimizer = AdamW::new(config.adam(), model.trained())?;
-    let mut contents = data.contents()?;
-    contents.extend(evaluation.contents().clone());
-    let mut state = State {
-        began_at,
-        data: data.mixture.fingerprint(),
-        contents,
-        base: model.frozen_fingerprint()?,
-        ..State::default()
-    };
-    if start == Start::Resume {
-        let found = store.latest()?;
-        found.notices.iter().for_each(|notice| progress.note(notice));
-        if found.checkpoint.is_none() && !found.notices.is_empty() {
-            let message = "every checkpoint of the run is damaged".to_string();
-            return Err(Error::new(ErrorKind::Io, message)
-                .in_file(dir.checkpoints())
-                .hint("put one back from a copy, or begin anew in another `--output`"));
-        }
-        if let Some(checkpoint) = found.checkpoint {
-            state = State::load(&checkpoint, &state, &model, &mut optimizer)?;
-            progress.note(&format!("resuming after step {}", state.step));
-        }
-    } else {
-        dir.write_config(&config.to_toml()?)?;
-    }
-    let resumed = state.step > 0;
-    let ledger = match resumed {
-        true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
-        false => Ledger::create(dir.ledger())?,
-    };
-    let (mut metrics, notices) = MetricsWriter::resume(dir.metrics(), state.recorded())?;
-    notices.iter().for_each(|notice| progress.note(notice));
-    let mut tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.recorded())?;
+/// What a run holds while it trains.
+struct Training<'a> {
+    prepared: Prepared,
+    progress: &'a mut dyn Progress,
+    interrupt: &'a Interrupt,
+    state: State,
+    feed: RowFeed,
+    grads: Grads,
+    optimizer: AdamW,
+    schedule: Schedule,
+    /// Texts and ids of the tokens that end a turn.
+    ends: Vec<(String, u32)>,
+    metrics: MetricsWriter,
+    tensorboard: TensorboardWriter,
+    store: CheckpointStore,
+    /// Step and loss of the newest evaluation.
+    evaluated: Option<(u64, f64)>,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
+    /// Dropped last: a run that fails before its first step takes its directory with it.
+    dir: RunDir,
+}
 
-    // Before training.
-    if !resumed && !evaluation.is_empty() {
-        let told = |error| tell_interruption(error, None);
-        let held_out = evaluation.loss(&model, plan.evaluation_tokens, interrupt);
-        state.loss_before = Some(held_out.map_err(told)?.loss());
-        let answers = evaluation.answers(&model, &source, &config, progress, interrupt);
-        let answers = answers.map_err(told)?;
-        progress.note(&report_evaluation("before", state.loss_before, &answers));
-        state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
-    }
+/// What an optimizer update did.
+struct Update {
+    figures: Figures,
+    grad_norm: f64,
+    learning_rate: f64,
+}
 
-    // Training.
-    let schedule = Schedule {
-        peak: config.learning_rate,
-        decay: config.schedule,
-        warmup_steps: (config.warmup_ratio * total_steps as f64).ceil() as u64,
-        total_steps,
-    };
-    let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
-    let stream = data.stream(state.cursor, epochs, &encoder)?;
-    let mut feed = RowFeed::new(stream, ledger, state.cursor, state.rows_into_record);
-    let mut grads = model.grads()?;
-    let ends = source.tokenizer.end_of_turn_tokens();
-    // The loss of the newest evaluation with its step, and the step of the newest checkpoint.
-    let mut last_evaluation = None;
-    let mut saved = resumed.then_some(state.step);
-    if state.step >= total_steps {
-        let step = state.step;
-        progress.note(&format!("the run was complete after step {step}: nothing to train"));
-    }
-    progress.begin("training", total_steps, Unit::Steps);
-    progress.advance(state.step, "");
-    while state.step < total_steps || state.unevaluated.is_some() {
-        if interrupt.is_set() {
-            progress.finish();
-            dir.keep();
-            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-            return Err(interrupted(Some(state.step)));
-        }
-        let mut line = match state.unevaluated.take() {
-            // The checkpoint of this step lacks its evaluation.
-            Some(line) => {
-                saved = None;
-                line
+impl<'a> Training<'a> {
+    /// Opens a run or resumes it, and evaluates the model before its first step.
+    fn open(
+        prepared: Prepared,
+        progress: &'a mut dyn Progress,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
+        let Prepared { config, data, model, source, .. } = &prepared;
+        let dir = RunDir::create(&config.output, prepared.start)?;
+        dir.notices().iter().for_each(|notice| progress.note(notice));
+        let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
+        let mut optimizer = AdamW::new(config.adam(), model.trained())?;
+        let mut state = prepared.fresh_state()?;
+        match prepared.start {
+            Start::Fresh => dir.write_config(&config.to_toml()?)?,
+            Start::Resume => {
+                state = newest_state(state, &prepared, &store, &mut optimizer, &dir, progress)?;
             }
-            None => {
-                let started = Instant::now();
-                let rows = match feed.next_rows(config.batch_size) {
-                    Ok(rows) => rows,
-                    Err(error) => {
-                        progress.finish();
-                        // The steps before a wrong row are not lost with it.
-                        if state.step > 0 {
-                            state.wrong_row = true;
-                            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-                            let step = state.step;
-                            progress.note(&format!(
-                                "checkpoint saved after step {step}: `--resume` goes on from there"
-                            ));
-                        }
-                        return Err(error);
-                    }
-                };
-                if rows.is_empty() {
-                    if state.step == 0 {
-                        return Err(nothing_to_train(&feed));
-                    }
-                    progress.note(&format!(
-                        "the data ended after step {} of {total_steps}: rows were dropped",
-                        state.step
-                    ));
-                    break;
-                }
-                let options = StepOptions {
-                    microbatch_tokens: plan.microbatch_tokens,
-                    keep_blocks: plan.keep_blocks,
-                    dropout_seed: Some(hash(config.seed, state.step) & !0xffff),
-                };
-                state.note_ends(&rows, &ends);
-                grads.clear()?;
-                let figures = accumulate(&model, &rows, options, &grads)?;
-                let grad_norm = finite(grads.norm()?, &rows, saved)?;
-                let learning_rate = schedule.at(state.step);
-                check_gradients(&mut state, &model, &grads, schedule)?;
-                let clip = match config.max_grad_norm {
-                    0.0 => 1.0,
-                    most => (most / (grad_norm + 1e-6)).min(1.0),
-                };
-                optimizer.update(&model.trained(), &grads, learning_rate, clip)?;
+        }
+        let resumed = state.step > 0;
+        let ledger = match resumed {
+            true => Ledger::resume(dir.ledger(), state.ledger.clone())?,
+            false => Ledger::create(dir.ledger())?,
+        };
+        let (metrics, notices) = MetricsWriter::resume(dir.metrics(), state.recorded())?;
+        notices.iter().for_each(|notice| progress.note(notice));
+        let tensorboard = TensorboardWriter::resume(&dir.tensorboard(), state.recorded())?;
+        if !resumed && !prepared.evaluation.is_empty() {
+            evaluate_before(&mut state, &prepared, progress, interrupt)?;
+        }
+        let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
+        let stream = data.stream(state.cursor, epochs, &prepared.encoder)?;
+        Ok(Self {
+            feed: RowFeed::new(stream, ledger, state.cursor, state.rows_into_record),
+            grads: model.grads()?,
+            schedule: Schedule {
+                peak: config.learning_rate,
+                decay: config.schedule,
+                warmup_steps: (config.warmup_ratio * prepared.total_steps as f64).ceil() as u64,
+                total_steps: prepared.total_steps,
+            },
+            ends: source.tokenizer.end_of_turn_tokens(),
+            evaluated: None,
+            saved: resumed.then_some(state.step),
+            prepared,
+            progress,
+            interrupt,
+            state,
+            optimizer,
+            metrics,
+            tensorboard,
+            store,
+            dir,
+        })
+    }
 
-                state.step += 1;
-                let seconds = started.elapsed().as_secs_f64();
-                state.seconds += seconds;
-                state.tokens += figures.tokens as u64;
-                state.supervised_tokens += figures.supervised_tokens as u64;
-                feed.note_position(&mut state);
-                StepMetrics {
-                    step: state.step,
-                    epoch: feed.epochs(data.mixture.rows_per_epoch()),
-                    loss: Some(figures.loss()),
-                    grad_norm: Some(grad_norm),
-                    learning_rate: Some(learning_rate),
-                    num_tokens: Some(state.tokens),
-                    supervised_tokens: Some(state.supervised_tokens),
-                    tokens_per_second: Some(figures.tokens as f64 / seconds),
-                    seconds: Some(seconds),
-                    mean_token_accuracy: Some(figures.token_accuracy()),
-                    ..StepMetrics::default()
+    /// Trains until the last step, or until the data ends.
+    fn all_steps(&mut self) -> Result<()> {
+        let total = self.prepared.total_steps;
+        if self.state.step >= total {
+            let step = self.state.step;
+            let note = format!("the run was complete after step {step}: nothing to train");
+            self.progress.note(&note);
+        }
+        self.progress.begin("training", total, Unit::Steps);
+        self.progress.advance(self.state.step, "");
+        while self.state.step < total || self.state.unevaluated.is_some() {
+            if self.interrupt.is_set() {
+                self.progress.finish();
+                self.dir.keep();
+                self.save()?;
+                return Err(interrupted(Some(self.state.step)));
+            }
+            let Some(line) = self.unevaluated_or_next_step()? else { break };
+            let Some(line) = self.evaluate_if_due(line)? else { continue };
+            self.record(&line)?;
+            let every = self.prepared.config.save_every;
+            if every > 0 && self.state.step.is_multiple_of(every) {
+                self.save()?;
+                self.saved = Some(self.state.step);
+            }
+        }
+        self.progress.finish();
+        // Rows that were dropped after the last step count as well.
+        self.feed.note_position(&mut self.state);
+        if self.saved != Some(self.state.step) {
+            self.save()?;
+        }
+        self.feed.sync()
+    }
+
+    /// The metrics of the step that a checkpoint holds without its evaluation, else of a step that
+    /// is done now; `None` where the data ends.
+    fn unevaluated_or_next_step(&mut self) -> Result<Option<StepMetrics>> {
+        match self.state.unevaluated.take() {
+            Some(line) => {
+                self.saved = None;
+                Ok(Some(line))
+            }
+            None => self.step(),
+        }
+    }
+
+    /// One step and its metrics; `None` where the data ends.
+    fn step(&mut self) -> Result<Option<StepMetrics>> {
+        let started = Instant::now();
+        let rows = self.next_rows()?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let Update { figures, grad_norm, learning_rate } = self.update(&rows)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let state = &mut self.state;
+        state.step += 1;
+        state.seconds += seconds;
+        state.tokens += figures.tokens as u64;
+        state.supervised_tokens += figures.supervised_tokens as u64;
+        state.note_ends(&rows, &self.ends);
+        self.feed.note_position(state);
+        Ok(Some(StepMetrics {
+            step: state.step,
+            epoch: self.feed.epochs(self.prepared.data.mixture.rows_per_epoch()),
+            loss: Some(figures.loss()),
+            grad_norm: Some(grad_norm),
+            learning_rate: Some(learning_rate),
+            num_tokens: Some(state.tokens),
+            supervised_tokens: Some(state.supervised_tokens),
+            tokens_per_second: Some(figures.tokens as f64 / seconds),
+            seconds: Some(seconds),
+            mean_token_accuracy: Some(figures.token_accuracy()),
+            ..StepMetrics::default()
+        }))
+    }
+
+    /// The rows of the next step; none where the data ends after an earlier one.
+    fn next_rows(&mut self) -> Result<Vec<Row>> {
+        let step = self.state.step;
+        let rows = match self.feed.next_rows(self.prepared.config.batch_size) {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.progress.finish();
+                // The steps before a wrong row are not lost with it.
+                if step > 0 {
+                    self.state.wrong_row = true;
+                    self.save()?;
+                    self.progress.note(&format!(
+                        "checkpoint saved after step {step}: `--resume` goes on from there"
+                    ));
                 }
+                return Err(error);
             }
         };
-        let is_last = state.step == total_steps;
-        let due = config.eval_every > 0 && state.step.is_multiple_of(config.eval_every);
-        if !evaluation.is_empty() && (due || is_last) {
-            let held_out = match evaluation.loss(&model, plan.evaluation_tokens, interrupt) {
+        if rows.is_empty() {
+            if step == 0 {
+                return Err(messages::nothing_to_train(self.feed.totals()));
+            }
+            let total = self.prepared.total_steps;
+            self.progress
+                .note(&format!("the data ended after step {step} of {total}: rows were dropped"));
+        }
+        Ok(rows)
+    }
+
+    /// Gradients of the mean loss over `rows`, clipped, and the optimizer's update with them.
+    fn update(&mut self, rows: &[Row]) -> Result<Update> {
+        let step = self.state.step;
+        let Prepared { config, model, plan, .. } = &self.prepared;
+        let options = StepOptions {
+            microbatch_tokens: plan.microbatch_tokens,
+            keep_blocks: plan.keep_blocks,
+            dropout_seed: Some(hash(config.seed, step) & !0xffff),
+        };
+        let with_remedy = |error| messages::with_remedy(error, step, rows);
+        self.grads.clear()?;
+        let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
+        let grad_norm = self.grads.norm()?;
+        if !grad_norm.is_finite() {
+            let message = format!("the gradient norm is `{grad_norm}`");
+            return Err(with_remedy(Error::new(ErrorKind::Numeric, message)));
+        }
+        self.check_gradients()?;
+        let Prepared { config, model, .. } = &self.prepared;
+        let clip = match config.max_grad_norm {
+            0.0 => 1.0,
+            most => (most / (grad_norm + 1e-6)).min(1.0),
+        };
+        let learning_rate = self.schedule.at(step);
+        self.optimizer.update(&model.trained(), &self.grads, learning_rate, clip)?;
+        Ok(Update { figures, grad_norm, learning_rate })
+    }
+
+    /// Every trained parameter must have a gradient once the first update has moved the model
+    /// (LoRA's A has none before).
+    fn check_gradients(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let moved = step > 0 && self.schedule.at(step - 1) > 0.0;
+        if self.state.gradients_checked || !moved {
+            return Ok(());
+        }
+        let norms = self.grads.squared_norms()?;
+        for (param, norm) in self.prepared.model.trained().iter().zip(norms) {
+            if norm == 0.0 {
+                let message = format!("`{}` is trained but gets no gradient", param.name());
+                return Err(Error::new(ErrorKind::Numeric, message));
+            }
+        }
+        self.state.gradients_checked = true;
+        Ok(())
+    }
+
+    /// Adds the evaluation of its step to `line` where one is due; `None` where it was interrupted
+    /// and is still to be done.
+    fn evaluate_if_due(&mut self, mut line: StepMetrics) -> Result<Option<StepMetrics>> {
+        let Prepared { config, evaluation, model, plan, total_steps, .. } = &self.prepared;
+        let step = self.state.step;
+        let due = config.eval_every > 0 && step.is_multiple_of(config.eval_every);
+        if !evaluation.is_empty() && (due || step == *total_steps) {
+            let held_out = match evaluation.loss(model, plan.evaluation_tokens, self.interrupt) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
-                    state.unevaluated = Some(line);
-                    continue;
+                    self.state.unevaluated = Some(line);
+                    return Ok(None);
                 }
                 held_out => held_out?,
             };
             line.extra.insert("eval/loss".into(), held_out.loss());
             line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
-            last_evaluation = Some((state.step, held_out.loss()));
+            self.evaluated = Some((step, held_out.loss()));
         }
-        metrics.write(&line)?;
-        tensorboard.write(&line)?;
-        dir.keep();
-        progress.advance(state.step, &describe(&line));
-        if config.save_every > 0 && state.step.is_multiple_of(config.save_every) {
-            save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-            saved = Some(state.step);
+        Ok(Some(line))
+    }
+
+    /// Writes the metrics of a step and shows them.
+    fn record(&mut self, line: &StepMetrics) -> Result<()> {
+        self.metrics.write(line)?;
+        self.tensorboard.write(line)?;
+        self.dir.keep();
+        self.progress.advance(self.state.step, &messages::describe(line));
+        Ok(())
+    }
+
+    /// Saves a checkpoint, after the ledger and the metrics that it counts on.
+    fn save(&mut self) -> Result<()> {
+        self.feed.sync()?;
+        self.metrics.sync()?;
+        self.state.save(&self.store, &self.prepared.model, &self.optimizer)
+    }
+
+    /// Evaluates the trained model, and leaves export and report.
+    fn finish(self) -> Result<Outcome> {
+        let Prepared { config, source, data, evaluation, model, plan, .. } = &self.prepared;
+        let (progress, interrupt, state) = (self.progress, self.interrupt, &self.state);
+        let epochs = self.feed.epochs(data.mixture.rows_per_epoch());
+        if config.max_steps.is_none() && epochs < config.epochs {
+            progress.note(&format!(
+                "the steps ended after {epochs:.2} of {} epochs: `split` made several rows of a \
+                 record; `--max-steps` trains more",
+                config.epochs
+            ));
         }
-    }
-    progress.finish();
-    // Rows that were dropped after the last step count as well.
-    feed.note_position(&mut state);
-    if saved != Some(state.step) {
-        save(&state, &mut feed, &metrics, &store, &model, &optimizer)?;
-    }
-    feed.sync()?;
-    let epochs = feed.epochs(data.mixture.rows_per_epoch());
-    if config.max_steps.is_none() && epochs < config.epochs {
-        progress.note(&format!(
-            "the steps ended after {epochs:.2} of {} epochs: `split` made several rows of a \
-             record; `--max-steps` trains more",
-            config.epochs
-        ));
-    }
-    drop((feed, grads, optimizer));
-    model.context().pool().release();
+        drop((self.feed, self.grads, self.optimizer));
+        model.context().pool().release();
 
-    // After training.
-    let mut answers = Answers::default();
-    let mut loss_after = None;
-    if !evaluation.is_empty() {
-        let told = |error| tell_interruption(error, Some(state.step));
-        loss_after = match last_evaluation {
-            Some((step, loss)) if step == state.step => Some(loss),
-            _ => {
-                let held_out = evaluation.loss(&model, plan.evaluation_tokens, interrupt);
-                Some(held_out.map_err(told)?.loss())
-            }
-        };
-        let given = evaluation.answers(&model, &source, &config, progress, interrupt);
-        answers = given.map_err(told)?;
-        progress.note(&report_evaluation("after", loss_after, &answers));
-    }
-    finish::finish(
-        Finished {
-            config: &config,
-            source: &source,
-            data: &data,
-            evaluation: &evaluation,
-            model: &model,
-            plan: &plan,
-            state: &state,
-            loss_after,
-            answers_after: answers,
-        },
-        &dir,
-        progress,
-    )
-}
-
-/// The run stops because it was asked to, after the step of a checkpoint or before there was one.
-fn interrupted(saved: Option<u64>) -> Error {
-    let (message, hint) = match saved {
-        Some(step) => (
-            format!("interrupted after step {step}; checkpoint saved"),
-            "run the same command with `--resume` to go on",
-        ),
-        None => (
-            "interrupted before the first step: nothing to save".to_string(),
-            "run the same command again",
-        ),
-    };
-    Error::new(ErrorKind::Interrupted, message).hint(hint)
-}
-
-/// Says of an interrupted evaluation what it means to the run.
-fn tell_interruption(error: Error, saved: Option<u64>) -> Error {
-    match error.kind() {
-        ErrorKind::Interrupted => interrupted(saved),
-        _ => error,
+        let mut answers = Answers::default();
+        let mut loss_after = None;
+        if !evaluation.is_empty() {
+            let told = |error| tell_interruption(error, Some(state.step));
+            loss_after = match self.evaluated {
+                Some((step, loss)) if step == state.step => Some(loss),
+                _ => {
+                    let held_out = evaluation.loss(model, plan.evaluation_tokens, interrupt);
+                    Some(held_out.map_err(told)?.loss())
+                }
+            };
+            let given = evaluation.answers(model, source, config, progress, interrupt);
+            answers = given.map_err(told)?;
+            progress.note(&messages::report_evaluation("after", loss_after, &answers));
+        }
+        finish::finish(
+            Finished {
+                config,
+                source,
+                data,
+                evaluation,
+                model,
+                plan,
+                state,
+                loss_after,
+                answers_after: answers,
+            },
+            &self.dir,
+            progress,
+        )
     }
 }
 
-/// Saves a checkpoint, after the ledger and the metrics that it counts on.
-fn save(
-    state: &State,
-    feed: &mut RowFeed,
-    metrics: &MetricsWriter,
+/// The state of the newest checkpoint, whose tensors go into model and `optimizer`; `fresh` where
+/// the run was interrupted before there was one.
+fn newest_state(
+    fresh: State,
+    prepared: &Prepared,
     store: &CheckpointStore,
-    model: &Decoder,
-    optimizer: &AdamW,
-) -> Result<()> {
-    feed.sync()?;
-    metrics.sync()?;
-    state.save(store, model, optimizer)
-}
-
-/// Every trained parameter must have a gradient once the first update has moved the model (LoRA's
-/// A has none before).
-fn check_gradients(
-    state: &mut State,
-    model: &Decoder,
-    grads: &Grads,
-    schedule: Schedule,
-) -> Result<()> {
-    let moved = state.step > 0 && schedule.at(state.step - 1) > 0.0;
-    if state.gradients_checked || !moved {
-        return Ok(());
-    }
-    for (param, norm) in model.trained().iter().zip(grads.squared_norms()?) {
-        if norm == 0.0 {
-            let message = format!("`{}` is trained but gets no gradient", param.name());
-            return Err(Error::new(ErrorKind::Numeric, message));
+    optimizer: &mut AdamW,
+    dir: &RunDir,
+    progress: &mut dyn Progress,
+) -> Result<State> {
+    let found = store.latest()?;
+    found.notices.iter().for_each(|notice| progress.note(notice));
+    let Some(checkpoint) = found.checkpoint else {
+        if found.notices.is_empty() {
+            return Ok(fresh);
         }
-    }
-    state.gradients_checked = true;
-    Ok(())
-}
-
-/// No record gave a row.
-fn nothing_to_train(feed: &RowFeed) -> Error {
-    let reasons: Vec<String> =
-        feed.totals().dropped.iter().map(|(reason, count)| format!("`{count}` {reason}")).collect();
-    Error::data(format!("no row to train: all were dropped ({})", reasons.join(", ")))
-        .hint("raise `--max-seq-len`, or choose another policy with `--overlong`")
-}
-
-fn finite(grad_norm: f64, rows: &[Row], saved: Option<u64>) -> Result<f64> {
-    if grad_norm.is_finite() {
-        return Ok(grad_norm);
-    }
-    let places: Vec<String> = rows
-        .iter()
-        .take(4)
-        .map(|row| format!("{}:{}", row.origin.path.display(), row.origin.line))
-        .collect();
-    let hint = match saved {
-        Some(step) => {
-            format!("lower `--learning-rate`; the checkpoint of step {step} is intact")
-        }
-        None => "lower `--learning-rate`, and look at these rows".into(),
+        return Err(messages::all_damaged(&dir.checkpoints()));
     };
-    Err(Error::new(
-        ErrorKind::Numeric,
-        format!("the gradient norm is `{grad_norm}` in a step with the rows {}", places.join(", ")),
-    )
-    .hint(hint))
+    let state = State::load(&checkpoint, &fresh, &prepared.model, optimizer)?;
+    progress.note(&format!("resuming after step {}", state.step));
+    Ok(state)
 }
 
-fn describe(line: &StepMetrics) -> String {
-    let [loss, grad_norm, speed] =
-        [line.loss, line.grad_norm, line.tokens_per_second].map(Option::unwrap_or_default);
-    format!("loss {loss:.4} · grad norm {grad_norm:.3} · {speed:.0} tokens/s")
-}
-
-fn report_evaluation(when: &str, loss: Option<f64>, answers: &Answers) -> String {
-    let mut line = format!("evaluation {when} training:");
-    if let Some(loss) = loss {
-        line += &format!(" loss {loss:.4}");
-    }
-    let (right, verified) = answers.score();
-    if let Some(accuracy) = answers.accuracy() {
-        line += &format!(", accuracy {:.1} % ({right} of {verified} answers)", 100.0 * accuracy);
-    }
-    line
+/// Notes in `state` how the model does before it is trained.
+fn evaluate_before(
+    state: &mut State,
+    prepared: &Prepared,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let Prepared { config, source, evaluation, model, plan, .. } = prepared;
+    let told = |error| tell_interruption(error, None);
+    let held_out = evaluation.loss(model, plan.evaluation_tokens, interrupt);
+    state.loss_before = Some(held_out.map_err(told)?.loss());
+    let answers = evaluation.answers(model, source, config, progress, interrupt);
+    let answers = answers.map_err(told)?;
+    progress.note(&messages::report_evaluation("before", state.loss_before, &answers));
+    state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
+    Ok(())
 }

@@ -35,10 +35,9 @@ pub struct GgufTokenizer {
     pub tokenizer: Tokenizer,
     /// The `tokenizer_config.json` that goes with it, without the chat template.
     pub config: Map<String, Value>,
-    /// The chat template.
-    pub chat_template: Option<String>,
-    /// The template for conversations with tools, where there is one of its own.
-    pub tool_chat_template: Option<String>,
+    /// Chat templates by name: `default`, and `tool_use` where conversations with tools have one
+    /// of their own.
+    pub chat_templates: Vec<(String, String)>,
 }
 
 /// The vocabulary as the file lists it.
@@ -84,13 +83,14 @@ fn build(gguf: &Gguf) -> Result<GgufTokenizer> {
     {
         config.insert("model_max_length".into(), length.into());
     }
-    let template = |key: &str| Ok::<_, Error>(gguf.string(key)?.map(str::to_string));
-    Ok(GgufTokenizer {
-        tokenizer,
-        config,
-        chat_template: template("tokenizer.chat_template")?,
-        tool_chat_template: template("tokenizer.chat_template.tool_use")?,
-    })
+    let mut chat_templates = Vec::new();
+    for (name, key) in
+        [("default", "tokenizer.chat_template"), ("tool_use", "tokenizer.chat_template.tool_use")]
+    {
+        chat_templates
+            .extend(gguf.string(key)?.map(|template| (name.to_string(), template.to_string())));
+    }
+    Ok(GgufTokenizer { tokenizer, config, chat_templates })
 }
 
 /// The tokenizer was never a file of the user's: a line in it would say nothing.

@@ -9,7 +9,6 @@
 //! that doubles a string in memory, without putting it out, is bounded by its instructions only.
 
 use std::io;
-use std::path::Path;
 
 use minijinja::{Environment, ErrorKind, Value as JinjaValue};
 use serde_json::{Map, Value};
@@ -74,72 +73,6 @@ impl ChatTemplate {
         };
         template.build()?;
         Ok(template)
-    }
-
-    /// The `chat_template` of a `tokenizer_config.json`, if it has one.
-    ///
-    /// # Errors
-    /// It is neither a string nor a list of named templates, or it is not a template.
-    pub fn from_tokenizer_config(config: &Value) -> Result<Option<Self>> {
-        let malformed = || {
-            Error::text(
-                "`chat_template` is neither a string nor a list of `{\"name\", \"template\"}`",
-            )
-        };
-        match config.get("chat_template") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(source)) => Self::new(source).map(Some),
-            Some(Value::Array(list)) => {
-                let mut sources = Vec::new();
-                for entry in list {
-                    let text = |key: &str| entry.get(key).and_then(Value::as_str);
-                    match (text("name"), text("template")) {
-                        (Some(name), Some(body)) => sources.push((name.into(), body.into())),
-                        _ => return Err(malformed()),
-                    }
-                }
-                if sources.is_empty() {
-                    return Err(malformed());
-                }
-                Self::named(sources).map(Some)
-            }
-            Some(Value::Object(map)) => {
-                let mut sources = Vec::new();
-                for (name, body) in map {
-                    let body = body.as_str().ok_or_else(malformed)?;
-                    sources.push((name.clone(), body.to_string()));
-                }
-                Self::named(sources).map(Some)
-            }
-            Some(_) => Err(malformed()),
-        }
-    }
-
-    /// The template of a model's folder: `chat_template.jinja` where there is one, otherwise the
-    /// `chat_template` of `chat_template.json` or `tokenizer_config.json`.
-    ///
-    /// # Errors
-    /// A file that cannot be read or does not hold what its name says.
-    pub fn from_dir(folder: impl AsRef<Path>) -> Result<Option<Self>> {
-        for name in ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"] {
-            let path = folder.as_ref().join(name);
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("read", &path, error)),
-            };
-            let template = if name.ends_with(".jinja") {
-                Self::new(&text).map(Some)
-            } else {
-                serde_json::from_str(&text)
-                    .map_err(|error| Error::text(format!("not valid json: {error}")))
-                    .and_then(|config: Value| Self::from_tokenizer_config(&config))
-            };
-            if let Some(template) = template.map_err(|error| error.in_file(&path))? {
-                return Ok(Some(template));
-            }
-        }
-        Ok(None)
     }
 
     fn build(&mut self) -> Result<()> {
@@ -215,7 +148,7 @@ impl ChatTemplate {
         found.map(|(name, source)| (name.as_str(), source.as_str())).ok_or_else(|| {
             let names: Vec<&str> = self.sources.iter().map(|(name, _)| name.as_str()).collect();
             Error::text(format!(
-                "the model has several chat templates and none is `default`: `{}`",
+                "the model has no `default` chat template, only `{}`",
                 names.join("`, `")
             ))
             .hint("give the template to use with `--chat-template FILE`")

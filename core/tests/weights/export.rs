@@ -9,7 +9,9 @@ use halter_core::model::weights::{HubOptions, ModelFiles, StoredTensor, WeightFi
 use halter_core::{ErrorKind, Result};
 use serde_json::{Value, json};
 
-use super::fixtures::{Values, config, random_values, tiny_gguf, tiny_json, with, write_dir};
+use super::fixtures::{
+    Values, config, random_values, template, tiny_gguf, tiny_json, with, write_dir,
+};
 
 fn tiny() -> (ModelConfig, Values) {
     let config = config(&tiny_json("llama"));
@@ -42,7 +44,7 @@ fn an_export_opens_again_with_the_same_values() {
     write_model(&out, &config, &side, &ExportOptions::default(), source(&values)).unwrap();
     assert_eq!(names(&out), ["chat_template.jinja", "config.json", "model.safetensors"]);
     let model = ModelFiles::open(out.to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert_eq!(model.text.chat_template.as_deref(), Some("{{ x }}"));
+    assert_eq!(template(&model), "{{ x }}");
     for (name, (_, expected)) in &values {
         assert_eq!(&model.weights.get(name).unwrap().to_vec().unwrap(), expected, "{name}");
     }
@@ -124,7 +126,7 @@ fn a_gguf_file_exports_as_safetensors_with_the_same_values() {
         model.text.tokenizer().unwrap().encode(text, true).unwrap().get_ids().to_vec()
     };
     assert_eq!(ids(&again), ids(&base));
-    assert_eq!(again.text.chat_template, base.text.chat_template);
+    assert_eq!(again.text.chat_templates, base.text.chat_templates);
     assert_eq!(again.text.generation_config, base.text.generation_config);
 }
 
@@ -159,17 +161,17 @@ fn side_files_are_copied_as_they_are_and_templates_found_wherever_they_lie() {
     let dir = tempfile::tempdir().unwrap();
     write_dir(dir.path(), &tiny_json("llama"), &values);
     let open = || ModelFiles::open(dir.path().to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert!(open().text.chat_template.is_none() && open().text.tokenizer().is_err());
+    assert!(open().text.chat_templates.is_empty() && open().text.tokenizer().is_err());
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let both = json!([{ "name": "default", "template": "one" },
                       { "name": "tool_use", "template": "two" }]);
     write("tokenizer_config.json", &json!({ "chat_template": both }).to_string());
     let model = open();
-    assert_eq!(model.text.chat_template.as_deref(), Some("one"));
-    assert_eq!(model.text.tool_chat_template.as_deref(), Some("two"));
+    assert_eq!(template(&model), "one");
+    assert_eq!(model.text.chat_templates[1], ("tool_use".to_string(), "two".to_string()));
     write("tokenizer_config.json", &json!({ "chat_template": "inside" }).to_string());
     let model = open();
-    assert_eq!(model.text.chat_template.as_deref(), Some("inside"));
+    assert_eq!(template(&model), "inside");
     let out = dir.path().join("out");
     let options = ExportOptions::default();
     write_model(&out, &config, &model.text.side_files, &options, source(&values)).unwrap();
@@ -177,9 +179,13 @@ fn side_files_are_copied_as_they_are_and_templates_found_wherever_they_lie() {
     assert_eq!(read("chat_template.jinja"), "inside");
     assert_eq!(read("tokenizer_config.json"), json!({ "chat_template": "inside" }).to_string());
     write("chat_template.json", &json!({ "chat_template": "beside" }).to_string());
-    assert_eq!(open().text.chat_template.as_deref(), Some("beside"));
+    assert_eq!(template(&open()), "beside");
     write("chat_template.jinja", "own file");
-    assert_eq!(open().text.chat_template.as_deref(), Some("own file"));
+    assert_eq!(template(&open()), "own file");
+    write("chat_template.jinja", "{% if %}");
+    let error = open().text.template().unwrap_err();
+    assert!(error.to_string().contains("chat_template.jinja: the chat template is not valid"));
+    assert_eq!(error.kind(), ErrorKind::Text);
 }
 
 #[test]

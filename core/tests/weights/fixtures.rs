@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use halter_core::model::config::ModelConfig;
+use halter_core::model::weights::ModelFiles;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -291,4 +292,9 @@ pub fn gguf_of(arch: &str, config: &ModelConfig, values: &Values) -> GgufBuilder
 pub fn tiny_gguf() -> GgufBuilder {
     let config = config(&tiny_json("llama"));
     gguf_of("llama", &config, &random_values(&config, 1))
+}
+
+/// The text of a model's chat template.
+pub fn template(model: &ModelFiles) -> String {
+    model.text.template().unwrap().unwrap().source().unwrap().to_string()
 }

@@ -7,7 +7,7 @@ use halter_core::text::gguf_tokenizer;
 use serde_json::{Value, json};
 
 use super::fixtures::{
-    GgufBuilder, config, gguf_of, le_bytes, random_values, tiny_gguf, tiny_json, with,
+    GgufBuilder, config, gguf_of, le_bytes, random_values, template, tiny_gguf, tiny_json, with,
 };
 
 fn same_model(arch: &str, value: &Value) -> ModelConfig {
@@ -218,7 +218,7 @@ fn a_tokenizer_of_ones_own_does_where_the_files_cannot_be_rebuilt() {
     std::fs::write(&tokenizer, words).unwrap();
     let text = open(Some(&tokenizer)).unwrap().text;
     assert_eq!(text.tokenizer().unwrap().get_vocab_size(true), 1);
-    assert!(text.chat_template.is_none());
+    assert!(text.chat_templates.is_empty());
     assert_eq!(text.generation_config.unwrap()["eos_token_id"], 262);
     let names: Vec<_> = text.side_files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["tokenizer.json", "generation_config.json"]);
@@ -230,7 +230,7 @@ fn a_gguf_file_opens_as_a_whole_model() {
     let path = dir.path().join("tiny.gguf");
     std::fs::write(&path, tiny_gguf().build()).unwrap();
     let model = ModelFiles::open(path.to_str().unwrap(), &HubOptions::default()).unwrap();
-    assert_eq!(model.text.chat_template.as_deref(), Some("{{ messages[0]['content'] }}"));
+    assert_eq!(template(&model), "{{ messages[0]['content'] }}");
     assert_eq!(model.text.tokenizer_config["bos_token"], "<|bos|>");
     assert_eq!(model.text.generation_config.as_ref().unwrap()["eos_token_id"], 262);
     let names: Vec<_> = model.text.side_files.iter().map(|file| file.name.as_str()).collect();

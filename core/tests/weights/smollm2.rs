@@ -8,6 +8,8 @@ use halter_core::model::weights::export::{ExportOptions, ParamData, write_model}
 use halter_core::model::weights::{HubOptions, ModelFiles, RowOrder, StoredKind};
 use serde_json::Value;
 
+use super::fixtures::template;
+
 /// The file, or `None` with a notice.
 fn asset() -> Option<PathBuf> {
     let root = std::env::var_os("HALTER_ASSETS")
@@ -77,7 +79,7 @@ fn its_tokenizer_gives_the_ids_of_transformers() {
         assert_eq!(encoded.get_ids(), ids, "{text:?}");
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
-    assert_eq!(model.text.chat_template.as_deref(), golden["chat_template"].as_str());
+    assert_eq!(template(&model), golden["chat_template"]);
     for role in ["bos_token", "eos_token", "unk_token", "pad_token"] {
         assert_eq!(model.text.tokenizer_config[role], golden[role], "{role}");
     }

@@ -16,6 +16,12 @@ use crate::{Error, Result};
 /// The generation settings' file.
 pub const GENERATION: &str = "generation_config.json";
 
+/// The chat template's own file.
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// The name of the template for conversations without tools.
+const DEFAULT: &str = "default";
+
 /// Files beside the weights that are fetched from a hub, and that an export takes over as they are,
 /// where they are there.
 pub(super) const COPIED: &[&str] = &[
@@ -26,7 +32,7 @@ pub(super) const COPIED: &[&str] = &[
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    TEMPLATE,
     "chat_template.json",
     GENERATION,
 ];
@@ -45,10 +51,8 @@ pub struct TextFiles {
     pub tokenizer: Option<Tokenizer>,
     /// `tokenizer_config.json`; empty where there is none.
     pub tokenizer_config: Map<String, Value>,
-    /// The chat template.
-    pub chat_template: Option<String>,
-    /// The template for conversations with tools, where there is one of its own.
-    pub tool_chat_template: Option<String>,
+    /// Chat templates by name, as [`ChatTemplate::named`] takes them.
+    pub chat_templates: Vec<(String, String)>,
     template_path: PathBuf,
     /// `generation_config.json`.
     pub generation_config: Option<Map<String, Value>>,
@@ -88,11 +92,9 @@ impl TextFiles {
             ..Self::default()
         };
         files.take_templates(dir)?;
-        let own_file = files.side_files.iter().any(|file| file.name == "chat_template.jinja");
-        if let (Some(template), None, false) =
-            (&files.chat_template, &files.tool_chat_template, own_file)
-        {
-            files.side_files.push(SideFile::text("chat_template.jinja", template.clone()));
+        let own_file = files.side_files.iter().any(|file| file.name == TEMPLATE);
+        if let (Some(template), false) = (only_default(&files.chat_templates), own_file) {
+            files.side_files.push(SideFile::text(TEMPLATE, template));
         }
         Ok(files)
     }
@@ -100,10 +102,10 @@ impl TextFiles {
     /// Chat templates, from wherever transformers looks for them: a file of its own goes before
     /// the tokenizer's configuration.
     fn take_templates(&mut self, dir: &Path) -> Result<()> {
-        self.template_path = dir.join("chat_template.jinja");
+        self.template_path = dir.join(TEMPLATE);
         match std::fs::read_to_string(&self.template_path) {
             Ok(text) => {
-                self.chat_template = Some(text);
+                self.chat_templates = vec![(DEFAULT.into(), text)];
                 return Ok(());
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -117,21 +119,13 @@ impl TextFiles {
                 self.tokenizer_config.get("chat_template").cloned()
             }
         };
-        match value {
-            None | Some(Value::Null) => {}
-            Some(Value::String(text)) => self.chat_template = Some(text),
-            Some(Value::Array(items)) => {
-                let named = |name: &str| {
-                    let item = items.iter().find(|item| item.get("name") == Some(&json!(name)));
-                    item?.get("template")?.as_str().map(str::to_string)
-                };
-                self.chat_template = named("default");
-                self.tool_chat_template = named("tool_use");
-            }
-            Some(_) => {
-                return Err(Error::text("`chat_template` is neither a string nor a list")
-                    .in_file(&self.template_path));
-            }
+        if let Some(value) = value.filter(|value| !value.is_null()) {
+            self.chat_templates = named_templates(&value).ok_or_else(|| {
+                Error::text(
+                    "`chat_template` is neither a string nor a list of `{\"name\", \"template\"}`",
+                )
+                .in_file(&self.template_path)
+            })?;
         }
         Ok(())
     }
@@ -148,24 +142,24 @@ impl TextFiles {
             .map_err(|e| Error::text(format!("cannot write the tokenizer: {e}")).in_file(path))?;
         let mut tokenizer_config = rebuilt.config;
         let mut side_files = vec![SideFile::text("tokenizer.json", tokenizer_json)];
-        match (&rebuilt.chat_template, &rebuilt.tool_chat_template) {
-            (Some(chat), None) => {
-                side_files.push(SideFile::text("chat_template.jinja", chat.clone()));
+        let chat_templates = rebuilt.chat_templates;
+        match (only_default(&chat_templates), chat_templates.as_slice()) {
+            (Some(chat), _) => side_files.push(SideFile::text(TEMPLATE, chat)),
+            (None, []) => {}
+            (None, named) => {
+                let list: Vec<Value> = named
+                    .iter()
+                    .map(|(name, template)| json!({ "name": name, "template": template }))
+                    .collect();
+                tokenizer_config.insert("chat_template".into(), list.into());
             }
-            (Some(chat), Some(tool)) => {
-                let both = json!([{ "name": "default", "template": chat },
-                                  { "name": "tool_use", "template": tool }]);
-                tokenizer_config.insert("chat_template".into(), both);
-            }
-            (None, _) => {}
         }
         side_files.push(SideFile::json("tokenizer_config.json", &tokenizer_config));
         let files = Self {
             path: path.into(),
             tokenizer: Some(rebuilt.tokenizer),
             tokenizer_config,
-            chat_template: rebuilt.chat_template,
-            tool_chat_template: rebuilt.tool_chat_template,
+            chat_templates,
             template_path: path.into(),
             side_files,
             ..Self::default()
@@ -227,14 +221,10 @@ impl TextFiles {
     /// # Errors
     /// Text that is not a template.
     pub fn template(&self) -> Result<Option<ChatTemplate>> {
-        let template = match (&self.chat_template, &self.tool_chat_template) {
-            (Some(chat), None) => ChatTemplate::new(chat),
-            (Some(chat), Some(tool)) => ChatTemplate::named(vec![
-                ("default".into(), chat.clone()),
-                ("tool_use".into(), tool.clone()),
-            ]),
-            (None, _) => return Ok(None),
-        };
+        if self.chat_templates.is_empty() {
+            return Ok(None);
+        }
+        let template = ChatTemplate::named(self.chat_templates.clone());
         template.map(Some).map_err(|error| error.in_file(&self.template_path))
     }
 
@@ -254,6 +244,27 @@ impl TextFiles {
             .hint("the tokenizer is another model's, or tokens were added to it alone")),
             _ => Ok(()),
         }
+    }
+}
+
+/// The templates of a `chat_template` in JSON: one text, or a list of named ones.
+fn named_templates(value: &Value) -> Option<Vec<(String, String)>> {
+    let named = |item: &Value| {
+        let text = |key: &str| item.get(key)?.as_str().map(str::to_string);
+        Some((text("name")?, text("template")?))
+    };
+    match value {
+        Value::String(text) => Some(vec![(DEFAULT.into(), text.clone())]),
+        Value::Array(items) if !items.is_empty() => items.iter().map(named).collect(),
+        _ => None,
+    }
+}
+
+/// The template, where there is one and it serves all conversations.
+fn only_default(templates: &[(String, String)]) -> Option<String> {
+    match templates {
+        [(name, template)] if name == DEFAULT => Some(template.clone()),
+        _ => None,
     }
 }
 

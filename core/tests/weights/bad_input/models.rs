@@ -52,13 +52,17 @@ fn what_is_not_a_model() {
         &[("tokenizer.json", &tokenizer.to_string())],
     );
     with_files("a tokenizer configuration that is a list", &[("tokenizer_config.json", "[]")]);
-    with_files(
-        "a template that is a number",
-        &[("tokenizer_config.json", r#"{"chat_template": 3}"#)],
-    );
+    for (name, template) in [
+        ("a template that is a number", json!(3)),
+        ("a named template without text", json!([{ "name": "default" }])),
+        ("no template in the list", json!([])),
+    ] {
+        let config = json!({ "chat_template": template });
+        with_files(name, &[("tokenizer_config.json", &config.to_string())]);
+    }
     with_files("broken generation settings", &[("generation_config.json", "{\n\n]")]);
     with_files("a broken template file", &[("chat_template.json", "nope")]);
-    insta::assert_snapshot!(table.finish(14));
+    insta::assert_snapshot!(table.finish(16));
 }
 
 fn peft() -> Value {
