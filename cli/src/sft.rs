@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use halter_core::text::encode::Overlong;
 use halter_core::text::mask::MaskPolicy;
+use halter_core::train::optimizer::Optim;
 use halter_core::train::run_dir::{RunDir, RunFiles, Start};
 use halter_core::train::schedule::Decay;
 use halter_sft::config::SftConfig;
@@ -158,6 +159,13 @@ pub struct Options {
     /// Gradients are scaled down to this norm (0: never)
     #[arg(long, alias = "max_grad_norm", value_name = "NORM", help_heading = "Training")]
     max_grad_norm: Option<f64>,
+    /// How AdamW keeps its moments: in f32, or in 8 bits
+    #[arg(long, value_enum, help_heading = "Training")]
+    optim: Option<OptimArg>,
+    /// Update parameters inside backward, without a buffer for all gradients; needs
+    /// --max-grad-norm 0
+    #[arg(long, help_heading = "Training")]
+    optimizer_in_backward: bool,
     /// Blocks that keep their activations (default: as memory allows)
     #[arg(long, value_name = "N", help_heading = "Training")]
     keep_blocks: Option<usize>,
@@ -214,6 +222,13 @@ enum DecayArg {
     Linear,
     Cosine,
     Constant,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OptimArg {
+    Adamw,
+    #[value(name = "adamw_8bit", alias = "adamw-8bit", alias = "adamw_bnb_8bit")]
+    Adamw8bit,
 }
 
 impl Options {
@@ -276,6 +291,13 @@ impl Options {
                 DecayArg::Constant => Decay::Constant,
             };
         }
+        if let Some(optim) = self.optim {
+            config.optim = match optim {
+                OptimArg::Adamw => Optim::AdamW,
+                OptimArg::Adamw8bit => Optim::AdamW8bit,
+            };
+        }
+        config.optimizer_in_backward |= self.optimizer_in_backward;
         config.train_on_trailing |= self.train_on_trailing;
         config.completion_only_loss &= !self.train_on_prompt;
         config.allow_special_text |= self.allow_special_text;

@@ -31,8 +31,6 @@ const RUN: &[&str] = &[
     "1e-2",
     "--seed",
     "5",
-    "--microbatch-tokens",
-    "100",
     "--eval-data",
     "m.jsonl",
     "--eval-every",
@@ -46,8 +44,20 @@ const RUN: &[&str] = &[
 const LORA: &[&str] =
     &["--model", "base", "--data", "m.jsonl", "--lora-rank", "4", "--lora-dropout", "0.2"];
 
+/// The memory modes.
+const LEAN: &[&str] = &[
+    "--optim",
+    "adamw_8bit",
+    "--optimizer-in-backward",
+    "--max-grad-norm",
+    "0",
+    "--keep-blocks",
+    "0",
+];
+
 fn arguments<'a>(start: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
-    [start, RUN, more].concat()
+    let microbatches: &[&str] = if more == LEAN { &[] } else { &["--microbatch-tokens", "100"] };
+    [start, RUN, microbatches, more].concat()
 }
 
 /// A place with the export of a short run in `base`, for adapters.
@@ -177,8 +187,9 @@ fn a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits() {
     let place = place_with_base();
     let mut kills = Kills::default();
     let mut seed = 17;
-    for (name, start) in [("full", TINY), ("lora", LORA)] {
-        let arguments = arguments(start, &[]);
+    for (name, start, more) in [("full", TINY, &[][..]), ("lora", LORA, &[]), ("lean", TINY, LEAN)]
+    {
+        let arguments = arguments(start, more);
         let whole = format!("{name}-whole");
         let started = Instant::now();
         place.done(&[arguments.as_slice(), &["--output", whole.as_str()]].concat());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use halter_core::model::weights::adapter::{AdapterConfig, TargetModules};
 use halter_core::text::encode::Overlong;
 use halter_core::text::mask::MaskPolicy;
-use halter_core::train::optimizer::AdamWConfig;
+use halter_core::train::optimizer::{AdamWConfig, Optim};
 use halter_core::train::schedule::Decay;
 use halter_core::train::source::SourceSpec;
 use halter_core::{Error, Result};
@@ -96,6 +96,10 @@ pub struct SftConfig {
     pub weight_decay: f64,
     /// Gradients are scaled down to this norm; 0: never.
     pub max_grad_norm: f64,
+    /// How AdamW keeps its moments.
+    pub optim: Optim,
+    /// Update every parameter as soon as backward has its gradient, which is then forgotten.
+    pub optimizer_in_backward: bool,
 
     /// Rank of LoRA; 0 trains all weights.
     pub lora_rank: usize,
@@ -159,6 +163,8 @@ impl Default for SftConfig {
             adam_epsilon: adam.eps,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            optim: Optim::AdamW,
+            optimizer_in_backward: false,
             lora_rank: 0,
             lora_alpha: 32.0,
             lora_target: Vec::new(),
@@ -285,6 +291,16 @@ impl SftConfig {
             names.iter().find(|(_, given)| *given).map(|(name, _)| *name)
         };
         let refused = match (given(&without_rank), given(&without_data)) {
+            _ if self.optimizer_in_backward && self.max_grad_norm > 0.0 => Some((
+                "optimizer-in-backward",
+                "with `max-grad-norm`, a norm that is known after the last update only",
+                "give `--max-grad-norm 0`",
+            )),
+            _ if self.optimizer_in_backward && self.microbatch_tokens > 0 => Some((
+                "microbatch-tokens",
+                "with `optimizer-in-backward`, where a step is one microbatch",
+                "leave it out, and lower `--batch-size` instead",
+            )),
             (Some(name), _) if self.adapter.is_some() => {
                 Some((name, "with `adapter`, which says it already", "leave it out"))
             }

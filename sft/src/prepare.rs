@@ -154,6 +154,8 @@ fn plan(
             longest_row: config.max_seq_len,
             trained_share: rows.trained_tokens() as f64 / tokens.max(1.0),
             keep_blocks: config.keep_blocks,
+            optim: config.optim,
+            optimizer_in_backward: config.optimizer_in_backward,
             evaluation: evaluation.for_plan(config.max_new_tokens),
         },
     ))

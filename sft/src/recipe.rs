@@ -25,7 +25,7 @@ use crate::messages::{self, interrupted, tell_interruption};
 pub use crate::prepare::Prepared;
 use crate::rows::RowFeed;
 use crate::state::State;
-use crate::step::{Figures, StepOptions, accumulate};
+use crate::step::{Figures, StepOptions, accumulate, update_in_backward};
 
 /// Runs a prepared run, or resumes it.
 ///
@@ -85,7 +85,7 @@ impl<'a> Training<'a> {
         let dir = RunDir::create(&config.output, prepared.start)?;
         dir.notices().iter().for_each(|notice| progress.note(notice));
         let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
-        let mut optimizer = AdamW::new(config.adam(), model.trained())?;
+        let mut optimizer = AdamW::with_moments(config.adam(), config.optim, model.trained())?;
         let mut state = prepared.fresh_state()?;
         match prepared.start {
             Start::Fresh => dir.write_config(&config.to_toml()?)?,
@@ -104,11 +104,15 @@ impl<'a> Training<'a> {
         if !resumed && !prepared.evaluation.is_empty() {
             evaluate_before(&mut state, &prepared, progress, interrupt)?;
         }
+        let grads = match config.optimizer_in_backward {
+            true => model.rolling_grads()?,
+            false => model.grads()?,
+        };
         let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
         let stream = data.stream(state.cursor, epochs, &prepared.encoder)?;
         Ok(Self {
             feed: RowFeed::new(stream, ledger, state.cursor, state.rows_into_record),
-            grads: model.grads()?,
+            grads,
             schedule: Schedule {
                 peak: config.learning_rate,
                 decay: config.schedule,
@@ -247,35 +251,44 @@ impl<'a> Training<'a> {
             dropout_seed: Some(hash(config.seed, step) & !0xffff),
         };
         let with_remedy = |error| messages::with_remedy(error, step, rows);
+        let learning_rate = self.schedule.at(step);
+        if config.optimizer_in_backward {
+            let (grads, optimizer) = (&self.grads, &mut self.optimizer);
+            let (figures, squared_norms) =
+                update_in_backward(model, rows, options, grads, optimizer, learning_rate)
+                    .map_err(with_remedy)?;
+            let grad_norm = squared_norms.iter().sum::<f64>().sqrt();
+            self.check_gradients(squared_norms)?;
+            return Ok(Update { figures, grad_norm, learning_rate });
+        }
         self.grads.clear()?;
         let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
-        let grad_norm = self.grads.norm()?;
+        let squared_norms = self.grads.squared_norms()?;
+        let grad_norm = squared_norms.iter().sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             let message = format!("the gradient norm is `{grad_norm}`");
             return Err(with_remedy(Error::new(ErrorKind::Numeric, message)));
         }
-        self.check_gradients()?;
+        self.check_gradients(squared_norms)?;
         let Prepared { config, model, .. } = &self.prepared;
         let clip = match config.max_grad_norm {
             0.0 => 1.0,
             most => (most / (grad_norm + 1e-6)).min(1.0),
         };
-        let learning_rate = self.schedule.at(step);
         self.optimizer.update(&model.trained(), &self.grads, learning_rate, clip)?;
         Ok(Update { figures, grad_norm, learning_rate })
     }
 
     /// Every trained parameter must have a gradient once the first update has moved the model
     /// (LoRA's A has none before).
-    fn check_gradients(&mut self) -> Result<()> {
+    fn check_gradients(&mut self, squared_norms: Vec<f64>) -> Result<()> {
         let step = self.state.step;
         let moved = step > 0 && self.schedule.at(step - 1) > 0.0;
         if self.state.gradients_checked || !moved {
             return Ok(());
         }
-        let norms = self.grads.squared_norms()?;
-        for (param, norm) in self.prepared.model.trained().iter().zip(norms) {
-            if norm == 0.0 {
+        for (param, squared_norm) in self.prepared.model.trained().iter().zip(squared_norms) {
+            if squared_norm == 0.0 {
                 let message = format!("`{}` is trained but gets no gradient", param.name());
                 return Err(Error::new(ErrorKind::Numeric, message));
             }

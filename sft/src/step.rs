@@ -1,14 +1,18 @@
 //! The gradients of one optimizer step.
 
+use std::collections::HashMap;
+
+use candle_core::Tensor;
 use halter_core::data::batch::PackedBatch;
 use halter_core::data::pack::microbatches;
 use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
-use halter_core::model::param::Grads;
+use halter_core::model::param::{Grads, Param};
 use halter_core::train::interrupt::Interrupt;
-use halter_core::train::pass::PassOptions;
-use halter_core::{Error, Result};
+use halter_core::train::optimizer::AdamW;
+use halter_core::train::pass::{Pass, PassOptions};
+use halter_core::{Error, ErrorKind, Result};
 
 use crate::loss::cross_entropy;
 
@@ -68,6 +72,54 @@ pub fn accumulate(
     grads: &Grads,
 ) -> Result<Figures> {
     let batches = pack(rows, options.microbatch_tokens)?;
+    each_pass(model, &batches, options, |pass, loss| pass.backward(loss, grads))
+}
+
+/// A whole step of the optimizer in one microbatch: every parameter is updated, and its gradient
+/// forgotten, as soon as backward has completed it. Also returns the sum of squares of each trained
+/// parameter's gradient. `grads` are those of [`Decoder::rolling_grads`].
+///
+/// # Errors
+/// As [`accumulate`], and a gradient that is not finite: some parameters are updated by then.
+pub fn update_in_backward(
+    model: &Decoder,
+    rows: &[Row],
+    options: StepOptions,
+    grads: &Grads,
+    optimizer: &mut AdamW,
+    learning_rate: f64,
+) -> Result<(Figures, Vec<f64>)> {
+    let batches = pack(rows, usize::MAX)?;
+    let mut squared_norms = HashMap::new();
+    let mut begun = false;
+    let figures = each_pass(model, &batches, options, |pass, loss| {
+        pass.backward_each(loss, grads, |params| {
+            for param in params {
+                let squared_norm = grads.squared_norm_of(param)?;
+                if !squared_norm.is_finite() {
+                    let message = format!("the gradient of `{}` is not finite", param.name());
+                    return Err(Error::new(ErrorKind::Numeric, message));
+                }
+                squared_norms.insert(param.name().to_string(), squared_norm);
+            }
+            if !std::mem::replace(&mut begun, true) {
+                optimizer.begin_step();
+            }
+            optimizer.update_some(params, grads, learning_rate, 1.0)?;
+            grads.clear_of(params)
+        })
+    })?;
+    let norm_of = |param: &Param| squared_norms.get(param.name()).copied().unwrap_or_default();
+    Ok((figures, model.trained().into_iter().map(norm_of).collect()))
+}
+
+/// Each microbatch forward, and its loss with it to `backward`.
+fn each_pass(
+    model: &Decoder,
+    batches: &[PackedBatch],
+    options: StepOptions,
+    mut backward: impl FnMut(Pass<'_>, &Tensor) -> Result<()>,
+) -> Result<Figures> {
     let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     let mut figures = Figures::default();
     for (index, batch) in batches.iter().enumerate() {
@@ -77,7 +129,7 @@ pub fn accumulate(
         let loss = cross_entropy(pass.per_token_logps(), supervised)?;
         let value = halter_core::train::pass::scalar(&loss)?;
         figures.add(batch, value * supervised as f64, &pass.is_best());
-        pass.backward(&loss, grads)?;
+        backward(pass, &loss)?;
     }
     Ok(figures)
 }

@@ -15,7 +15,7 @@ use halter_core::model::linear::PassMode;
 use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::ops::Context;
 use halter_core::train::interrupt::Interrupt;
-use halter_core::train::optimizer::{AdamW, AdamWConfig};
+use halter_core::train::optimizer::{AdamW, AdamWConfig, Optim};
 use halter_sft::config::SftConfig;
 use halter_sft::step::{self, Figures, StepOptions, accumulate};
 use halter_testkit::{assert_relative, values};
@@ -332,4 +332,57 @@ fn every_value_that_cannot_be_used_is_refused() {
         assert!(error.message().starts_with(message), "{error}: expected {message}");
     }
     println!("{} values refused", table.len());
+}
+
+/// Full steps with the update inside backward and moments kept as `optim` says.
+fn train_in_backward(model: &Decoder, steps: u64, at: StepOptions, optim: Optim) -> Vec<f64> {
+    let trained = model.trained();
+    let mut optimizer = AdamW::with_moments(AdamWConfig::default(), optim, trained).unwrap();
+    let grads = model.rolling_grads().unwrap();
+    let mut norms = Vec::new();
+    let step = |_| {
+        let (figures, squared_norms) =
+            step::update_in_backward(model, &rows(), at, &grads, &mut optimizer, 1e-3).unwrap();
+        norms = squared_norms;
+        figures.loss()
+    };
+    let losses = (0..steps).map(step).collect();
+    assert_eq!(norms.len(), model.trained().len());
+    assert!(norms.iter().all(|&norm| norm > 0.0), "{norms:?}");
+    losses
+}
+
+#[test]
+fn an_update_inside_backward_is_the_update_after_it_bit_for_bit() {
+    for keep_blocks in [0, 2] {
+        for build in [model, || with_lora(0.0)] {
+            let (after, inside) = (build(), build());
+            let at = options(4096, keep_blocks, None);
+            let mut optimizer = AdamW::new(AdamWConfig::default(), after.trained()).unwrap();
+            let mut grads = after.grads().unwrap();
+            let step = |_| {
+                grads.clear().unwrap();
+                let figures = accumulate(&after, &rows(), at, &grads).unwrap();
+                optimizer.update(&after.trained(), &grads, 1e-3, 1.0).unwrap();
+                figures.loss()
+            };
+            let losses: Vec<f64> = (0..4).map(step).collect();
+            assert_eq!(losses, train_in_backward(&inside, 4, at, Optim::AdamW));
+            for ((name, a), (_, b)) in weights(&after).iter().zip(&weights(&inside)) {
+                assert_eq!(values(a), values(b), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_bit_moments_train_as_full_ones_do() {
+    let at = options(4096, 2, None);
+    let run = |optim| train_in_backward(&model(), 60, at, optim);
+    let (full, eight_bit) = (run(Optim::AdamW), run(Optim::AdamW8bit));
+    assert!(full[59] < full[0] - 1.0, "little was learnt: {full:?}");
+    for (full, eight_bit) in full.iter().zip(&eight_bit) {
+        assert!((full - eight_bit).abs() < 0.02 * full, "{full} {eight_bit}");
+    }
+    assert_ne!(full, eight_bit);
 }

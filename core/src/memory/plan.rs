@@ -6,8 +6,10 @@ use super::system::available_memory;
 use crate::generate;
 use crate::model::Decoder;
 use crate::model::config::ModelConfig;
+use crate::model::param::Param;
 use crate::ops::logps;
 use crate::ops::matmul::{Into, Mat, MatMut, parallel};
+use crate::train::optimizer::Optim;
 use crate::{Error, ErrorKind, Result};
 
 /// Program, allocator, tokenizer and thread stacks.
@@ -36,6 +38,11 @@ pub struct PlanInput {
     pub trained_share: f64,
     /// Blocks that keep their activations; `None` to choose.
     pub keep_blocks: Option<usize>,
+    /// How the optimizer keeps its moments.
+    pub optim: Optim,
+    /// Whether parameters are updated inside backward: a step is one microbatch, and gradients of
+    /// one block are held at a time.
+    pub optimizer_in_backward: bool,
     /// What evaluations will do; `None` where there is none.
     pub evaluation: Option<EvaluationInput>,
 }
@@ -90,12 +97,15 @@ impl Plan {
         };
         // A row longer than the microbatch is a microbatch of its own.
         let step = (input.tokens_per_step().ceil() as usize).max(1);
-        let tokens = microbatch_tokens.max(input.longest_row).min(step);
+        let tokens = match input.optimizer_in_backward {
+            true => step,
+            false => microbatch_tokens.max(input.longest_row).min(step),
+        };
         let evaluation_tokens = step.max(LEAST_TOKENS).min(microbatch_tokens);
         let available = if model.device().is_cpu() { available_memory() } else { None };
         let boundaries = 4 * tokens * (config.hidden_size * (blocks + 1) + width.working);
         let head = head_bytes(config, input, tokens);
-        let mut parts = fixed_parts(model);
+        let mut parts = fixed_parts(model, input);
         parts.extend([("boundaries and scratch", boundaries), ("head", head)]);
         let without_kept: usize = parts.iter().map(|(_, bytes)| bytes).sum();
         let kept_block = 4 * tokens * width.kept;
@@ -182,8 +192,17 @@ impl Width {
 }
 
 /// What a run holds from its beginning to its end.
-fn fixed_parts(model: &Decoder) -> Vec<(&'static str, usize)> {
-    let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
+fn fixed_parts(model: &Decoder, input: PlanInput) -> Vec<(&'static str, usize)> {
+    let count = |params: Vec<&Param>| -> usize {
+        params.iter().filter(|param| param.is_trained()).map(|param| param.elem_count()).sum()
+    };
+    let trained = count(model.params());
+    let gradients = if input.optimizer_in_backward {
+        let blocks = model.blocks.iter().map(|block| count(block.params()));
+        trained - blocks.clone().sum::<usize>() + blocks.max().unwrap_or(0)
+    } else {
+        trained
+    };
     let dense: usize =
         model.params().iter().filter(|p| p.dense().is_some()).map(|p| p.elem_count()).sum();
     let stored: Vec<_> = model.params().into_iter().filter(|p| p.dense().is_none()).collect();
@@ -191,8 +210,8 @@ fn fixed_parts(model: &Decoder) -> Vec<(&'static str, usize)> {
     let stored_bytes: usize = stored.iter().map(|p| p.stored_bytes()).sum();
     vec![
         ("weights", 4 * (dense + 2 * widest) + stored_bytes),
-        ("gradients", 4 * trained),
-        ("optimizer", 8 * trained),
+        ("gradients", 4 * gradients),
+        ("optimizer", (input.optim.bytes_per_parameter() * trained as f64) as usize),
         ("process", PROCESS_BYTES),
     ]
 }
@@ -225,7 +244,7 @@ fn evaluation_bytes(
 /// Multiplications and additions of a step.
 fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
     let config = &model.config;
-    let matrices = |params: Vec<&crate::model::param::Param>| -> f64 {
+    let matrices = |params: Vec<&Param>| -> f64 {
         params.iter().filter(|p| p.dims().len() == 2).map(|p| p.elem_count() as f64).sum()
     };
     let block = model.blocks.first().map_or(0.0, |block| matrices(block.params()));
@@ -299,6 +318,8 @@ mod tests {
         longest_row: 512,
         trained_share: 0.5,
         keep_blocks: Some(0),
+        optim: Optim::AdamW,
+        optimizer_in_backward: false,
         evaluation: None,
     };
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
 
+use super::pages;
 use crate::Result;
 
 /// Smallest buffer in elements; below it, sizes would fragment for nothing.
@@ -67,7 +68,7 @@ impl Pool {
         };
         let whole = match reused {
             Some(whole) => whole,
-            None => Tensor::zeros(capacity, DType::F32, &Device::Cpu)?,
+            None => Tensor::from_vec(pages::zeroed::<f32>(capacity), capacity, &Device::Cpu)?,
         };
         let view = whole.narrow(0, 0, shape.elem_count())?.reshape(shape)?;
         Ok(Buffer { view, home: Some((whole, self.inner.clone())) })

@@ -120,6 +120,14 @@ impl Decoder {
         Grads::zeros(self.trained())
     }
 
+    /// Gradient buffers for [`crate::train::pass::Pass::backward_each`] alone: one set for all
+    /// blocks.
+    pub fn rolling_grads(&self) -> Result<Grads> {
+        let blocks = self.blocks.iter().map(|block| (true, block.params()));
+        let last = std::iter::once(&self.norm).chain(&self.head).collect();
+        Grads::shared([(false, vec![&self.embed])].into_iter().chain(blocks).chain([(false, last)]))
+    }
+
     /// What its frozen parameters are, hashed: name, shape, type and first elements of each.
     ///
     /// # Errors

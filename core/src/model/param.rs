@@ -182,14 +182,32 @@ const CHUNK: usize = 1 << 16;
 impl Grads {
     /// Zeros for each of `params`; f32 at least.
     pub fn zeros<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<Self> {
-        let like = |param: &Param| -> Result<Tensor> {
-            let tensor = param.dense().ok_or_else(|| {
-                Error::new(ErrorKind::Tensor, format!("`{}` cannot be trained", param.name))
-            })?;
-            let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-            zeros(tensor.shape(), dtype, tensor.device())
-        };
-        let buffers = params.into_iter().map(like).collect::<Result<_>>()?;
+        let buffers = params.into_iter().map(zeros_like).collect::<Result<_>>()?;
+        Ok(Self { buffers })
+    }
+
+    /// Zeros for what is trained of `groups`, where parameters of equal shape at equal places of two
+    /// `shared` groups have one buffer: it must be used and cleared before the next group.
+    pub(super) fn shared<'a>(
+        groups: impl IntoIterator<Item = (bool, Vec<&'a Param>)>,
+    ) -> Result<Self> {
+        let mut buffers = Vec::new();
+        let mut common: Vec<Tensor> = Vec::new();
+        for (shared, group) in groups {
+            let trained = group.into_iter().filter(|param| param.is_trained());
+            for (place, param) in trained.enumerate() {
+                let fits =
+                    common.get(place).filter(|buffer| shared && buffer.dims() == param.dims());
+                let buffer = match fits {
+                    Some(buffer) => buffer.clone(),
+                    None => zeros_like(param)?,
+                };
+                if shared && place == common.len() {
+                    common.push(buffer.clone());
+                }
+                buffers.push(buffer);
+            }
+        }
         Ok(Self { buffers })
     }
 
@@ -203,6 +221,16 @@ impl Grads {
         on_a_worker(|| self.buffers.iter().try_for_each(clear))
     }
 
+    /// Sets those of `params` to zero.
+    pub fn clear_of(&self, params: &[&Param]) -> Result<()> {
+        on_a_worker(|| params.iter().filter_map(|param| param.grad(self)).try_for_each(clear))
+    }
+
+    /// Sum of squares of the gradient of `param`, in a fixed order; 0 where it has none.
+    pub fn squared_norm_of(&self, param: &Param) -> Result<f64> {
+        on_a_worker(|| param.grad(self).map_or(Ok(0.0), squared_norm))
+    }
+
     /// Sum of squares of each buffer, in a fixed order.
     pub fn squared_norms(&self) -> Result<Vec<f64>> {
         on_a_worker(|| self.buffers.iter().map(squared_norm).collect())
@@ -212,6 +240,14 @@ impl Grads {
     pub fn norm(&self) -> Result<f64> {
         Ok(self.squared_norms()?.iter().sum::<f64>().sqrt())
     }
+}
+
+fn zeros_like(param: &Param) -> Result<Tensor> {
+    let tensor = param.dense().ok_or_else(|| {
+        Error::new(ErrorKind::Tensor, format!("`{}` cannot be trained", param.name))
+    })?;
+    let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    zeros(tensor.shape(), dtype, tensor.device())
 }
 
 fn squared_norm(x: &Tensor) -> Result<f64> {

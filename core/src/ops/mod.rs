@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::memory::{Buffer, Pool};
+use crate::memory::{Buffer, Pool, pages};
 
 pub mod attention;
 pub mod dropout;
@@ -108,7 +108,11 @@ pub(crate) fn clear(x: &Tensor) -> Result<()> {
 /// Zeros that were written. Memory that the system hands out and that is read before it is written
 /// costs two page faults, and the second one interrupts the other threads.
 pub(crate) fn zeros(shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-    let zeros = Tensor::zeros(shape, dtype, device)?;
+    let zeros = match dtype {
+        DType::F32 => Tensor::from_vec(pages::zeroed::<f32>(shape.elem_count()), shape, device)?,
+        DType::U8 => Tensor::from_vec(pages::zeroed::<u8>(shape.elem_count()), shape, device)?,
+        _ => Tensor::zeros(shape, dtype, device)?,
+    };
     on_a_worker(|| clear(&zeros))?;
     Ok(zeros)
 }

@@ -14,7 +14,7 @@ use crate::memory::Buffer;
 use crate::model::Decoder;
 use crate::model::block::{Kept, Surroundings};
 use crate::model::linear::PassMode;
-use crate::model::param::Grads;
+use crate::model::param::{Grads, Param};
 use crate::ops::logps::{self, Logps};
 use crate::ops::rope::Angles;
 use crate::ops::{Context, clear, embedding, linear, on_a_worker, rms_norm};
@@ -246,6 +246,20 @@ impl Pass<'_> {
     /// A loss that is not a scalar computed from [`Self::per_token_logps`], or whose gradient is
     /// not finite.
     pub fn backward(self, loss: &Tensor, grads: &Grads) -> Result<()> {
+        self.backward_each(loss, grads, |_| Ok(()))
+    }
+
+    /// [`Self::backward`] that calls `done` with trained parameters as soon as their gradients are
+    /// complete and nothing of the pass needs their values any more: an update inside backward.
+    ///
+    /// # Errors
+    /// As [`Self::backward`], and those of `done`.
+    pub fn backward_each(
+        self,
+        loss: &Tensor,
+        grads: &Grads,
+        done: impl FnMut(&[&Param]) -> Result<()> + Send,
+    ) -> Result<()> {
         let store = loss.backward()?;
         let dlogps = store.get(&self.leaf).ok_or_else(|| {
             Error::new(ErrorKind::Tensor, "the loss does not depend on the pass's log-probs")
@@ -258,13 +272,23 @@ impl Pass<'_> {
                 format!("the loss has the gradient `{bad}` with respect to a log-prob"),
             ));
         }
-        on_a_worker(|| self.run_backward(&dlogps, grads))
+        on_a_worker(|| self.run_backward(&dlogps, grads, done))
     }
 
-    fn run_backward(self, dlogps: &[f64], grads: &Grads) -> Result<()> {
+    fn run_backward(
+        self,
+        dlogps: &[f64],
+        grads: &Grads,
+        mut done: impl FnMut(&[&Param]) -> Result<()>,
+    ) -> Result<()> {
         let Self { model, batch, options, angles, mut blocks, head, .. } = self;
         let at = model.surroundings(batch, &angles, options.mode);
+        let mut finished = |params: &mut dyn Iterator<Item = &Param>| {
+            let trained: Vec<&Param> = params.filter(|param| param.is_trained()).collect();
+            done(&trained)
+        };
         let d = head.backward(model, batch.len(), dlogps, grads)?;
+        finished(&mut std::iter::once(&model.norm).chain(&model.head))?;
         let lowest = model.lowest_trained_block();
         let first = lowest.unwrap_or(0);
         for (index, block) in model.blocks.iter().enumerate().skip(first).rev() {
@@ -274,12 +298,13 @@ impl Pass<'_> {
                 None => block.forward(at, &x)?.1,
             };
             block.backward(at, &x, kept, &d, grads, lowest == Some(index))?;
+            finished(&mut block.params().into_iter())?;
         }
         if let Some(dembed) = model.embed.grad(grads) {
             let padding = model.config.pad_token_id;
             embedding::backward(&model.ctx, &batch.tokens, padding, &d, dembed)?;
         }
-        Ok(())
+        finished(&mut std::iter::once(&model.embed))
     }
 }
 

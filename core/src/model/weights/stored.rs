@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::bytes::SharedBytes;
 use super::dequantize::widen;
+use crate::memory::pages;
 use crate::{Error, ErrorKind, Result};
 
 /// Elements below which a read is not worth spreading over threads.
@@ -305,7 +306,7 @@ impl StoredTensor {
     /// # Errors
     /// None in practice; the length is right by construction.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; self.num_elements()];
+        let mut values = pages::zeroed(self.num_elements());
         self.read_into(&mut values)?;
         Ok(values)
     }
