@@ -1,6 +1,7 @@
 //! Comparisons and golden files for halter's tests.
 
 pub mod gradients;
+pub mod peak;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
