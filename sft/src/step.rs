@@ -67,7 +67,10 @@ pub fn accumulate(
     options: StepOptions,
     grads: &Grads,
 ) -> Result<Figures> {
-    let batches = pack(rows, options.microbatch_tokens)?;
+    let batches = pack(rows, options.microbatch_tokens).collect::<Result<Vec<_>>>()?;
+    if batches.is_empty() {
+        return Err(nothing_trained());
+    }
     let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     let mut figures = Figures::default();
     for (index, batch) in batches.iter().enumerate() {
@@ -93,27 +96,31 @@ pub fn evaluate(
     interrupt: &Interrupt,
 ) -> Result<Figures> {
     let mut figures = Figures::default();
-    for batch in pack(rows, microbatch_tokens)? {
+    for batch in pack(rows, microbatch_tokens) {
+        let batch = batch?;
         interrupt.check()?;
         let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
         let loss = halter_core::train::pass::scalar(&cross_entropy(&logps, 1)?)?;
         figures.add(&batch, loss, &is_best);
     }
+    if figures.supervised_tokens == 0 {
+        return Err(nothing_trained());
+    }
     Ok(figures)
 }
 
-/// Microbatches of `rows`; those without a trained token are left out.
-fn pack(rows: &[Row], microbatch_tokens: usize) -> Result<Vec<PackedBatch>> {
+/// Microbatches of `rows`, packed one at a time; those without a trained token are left out.
+fn pack(rows: &[Row], microbatch_tokens: usize) -> impl Iterator<Item = Result<PackedBatch>> {
     let lengths = rows.iter().map(|row| row.input_ids.len());
-    let mut batches = Vec::new();
-    for members in microbatches(lengths, microbatch_tokens) {
-        let batch = PackedBatch::from_rows(members.iter().map(|&index| &rows[index]))?;
-        if !batch.targets.is_empty() {
-            batches.push(batch);
-        }
-    }
-    if batches.is_empty() {
-        return Err(Error::data("no trained token in any row of the step"));
-    }
-    Ok(batches)
+    let packed =
+        |members: Vec<usize>| PackedBatch::from_rows(members.iter().map(|&index| &rows[index]));
+    let is_empty = |batch: &PackedBatch| batch.targets.is_empty();
+    microbatches(lengths, microbatch_tokens)
+        .into_iter()
+        .map(packed)
+        .filter(move |batch| !batch.as_ref().is_ok_and(is_empty))
+}
+
+fn nothing_trained() -> Error {
+    Error::data("no trained token in any row of the step")
 }
