@@ -23,7 +23,7 @@ pub struct Args {
     /// Go on after the newest checkpoint of --output
     #[arg(long, alias = "resume_from_checkpoint")]
     resume: bool,
-    /// Plan, check model, options, held-out rows and the first 32 training rows; train nothing
+    /// Plan, check model, options, held-out rows and about 32 training rows; train nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -133,12 +133,18 @@ fn what_stands_beside_the_adapter_goes_before_the_bases() {
     let small = r#"{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
     write("lora/tokenizer.json", small);
     write("lora/tokenizer_config.json", "{\"chat_template\": \"inside\"}");
+    let generation = own("generation_config.json", "{\"eos_token_id\": [1, 9]}");
     let expected = vec![
-        own("generation_config.json", "{\"eos_token_id\": [1, 9]}"),
+        own("chat_template.jinja", "inside"),
+        generation.clone(),
         own("tokenizer.json", small),
         own("tokenizer_config.json", "{\"chat_template\": \"inside\"}"),
     ];
     assert_eq!(merged("tokenizer"), expected);
+    // So does that configuration alone.
+    fs::remove_file(path.join("lora/tokenizer.json")).unwrap();
+    let inside = own("chat_template.jinja", "inside");
+    assert_eq!(merged("alone"), [inside, generation, own("vocab.json", "{}")]);
 }
 
 #[test]

@@ -134,6 +134,55 @@ fn a_template_given_by_the_user_is_used_and_exported() {
 }
 
 #[test]
+fn the_template_beside_an_adapter_goes_before_the_bases() {
+    let place = Place::new();
+    let own = |turn: &str| {
+        format!(
+            "{{% for m in messages %}}{turn}{{{{ m.role }}}}: {{{{ m.content }}}}<|im_end|>\
+             {{% endfor %}}{{% if add_generation_prompt %}}{turn}assistant: {{% endif %}}"
+        )
+    };
+    place.write("own.jinja", own("My turn, "));
+    place.write("other.jinja", own(""));
+    let short = ["--max-steps", "1", "--batch-size", "12"];
+    place.done(&[TINY, &short, &["--output", "base"]].concat());
+    let start = [&["--model", "base", "--data", "m.jsonl"], &short[..]].concat();
+    let lora = ["--lora-rank", "2", "--chat-template", "own.jinja", "--output", "lora"];
+    place.done(&[&start[..], &lora].concat());
+    // Which template the run says, exports and trains with.
+    let goes_on = |run: &str, more: &[&str]| -> (String, String, Value) {
+        let more = [&["--adapter", "lora", "--output", run], more].concat();
+        let output = place.done(&[&start[..], &more].concat());
+        let stderr = text(&output.stderr);
+        let said = stderr.lines().find_map(|line| line.strip_prefix("chat template: "));
+        let metrics = place.text(&format!("{run}/metrics.jsonl"));
+        let metrics: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+        let exported = place.text(&format!("{run}/chat_template.jinja"));
+        (said.unwrap().to_string(), exported, metrics["num_tokens"].clone())
+    };
+    let (said, exported, adapters) = goes_on("next", &[]);
+    assert_eq!((&*said, exported), ("lora/chat_template.jinja", own("My turn, ")));
+    let (said, exported, others) = goes_on("other", &["--chat-template", "other.jinja"]);
+    assert_eq!((&*said, exported), ("other.jinja", own("")));
+    let (said, exported, _) = goes_on("tokenizer", &["--tokenizer", "tok"]);
+    assert_eq!(said, "tok/chat_template.jinja");
+    assert_eq!(exported, place.text("tok/chat_template.jinja"));
+    assert!(adapters.as_u64() > others.as_u64(), "{adapters} {others}");
+    // As a tokenizer's configuration holds it, which older versions of PEFT leave.
+    fs::remove_file(place.path("lora/chat_template.jinja")).unwrap();
+    let inside = serde_json::json!({ "chat_template": own("My turn, ") });
+    place.write("lora/tokenizer_config.json", inside.to_string());
+    let (said, exported, inside) = goes_on("inside", &[]);
+    assert_eq!((&*said, exported), ("lora/tokenizer_config.json", own("My turn, ")));
+    assert_eq!(inside, adapters);
+    // Without one, the base's.
+    fs::remove_file(place.path("lora/tokenizer_config.json")).unwrap();
+    let (said, exported, _) = goes_on("bases", &[]);
+    assert_eq!(said, "base/chat_template.jinja");
+    assert_eq!(exported, place.text("base/chat_template.jinja"));
+}
+
+#[test]
 fn the_export_stops_at_the_end_of_turn_that_was_trained() {
     let place = Place::new();
     let short = ["--max-steps", "1"];

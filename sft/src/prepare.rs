@@ -50,7 +50,12 @@ impl Prepared {
             }
         };
         let began_at = before.map_or_else(|| Moment::now().0, |state| state.began_at);
-        let mut source = Source::open(&SourceSpec { now: Some(began_at), ..config.source() })?;
+        let adapter = config.adapter.clone();
+        let spec = SourceSpec { now: Some(began_at), adapter, ..config.source() };
+        let mut source = Source::open(&spec)?;
+        if let (Some(_), Some(path)) = (&config.adapter, &source.template_path) {
+            progress.note(&format!("chat template: {}", path.display()));
+        }
         let data = Data::open(&config.data, config, config.shuffle)?;
         for set in data.sets.iter() {
             progress.note(&format!("data: {set}"));

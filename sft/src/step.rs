@@ -71,7 +71,7 @@ pub fn accumulate(
     options: StepOptions,
     grads: &Grads,
 ) -> Result<Figures> {
-    let batches = pack(rows, options.microbatch_tokens)?;
+    let batches = pack_all(rows, options.microbatch_tokens)?;
     each_pass(model, &batches, options, |pass, loss| pass.backward(loss, grads))
 }
 
@@ -89,7 +89,7 @@ pub fn update_in_backward(
     optimizer: &mut AdamW,
     learning_rate: f64,
 ) -> Result<(Figures, Vec<f64>)> {
-    let batches = pack(rows, usize::MAX)?;
+    let batches = pack_all(rows, usize::MAX)?;
     let mut squared_norms = HashMap::new();
     let mut begun = false;
     let figures = each_pass(model, &batches, options, |pass, loss| {
@@ -111,6 +111,14 @@ pub fn update_in_backward(
     })?;
     let norm_of = |param: &Param| squared_norms.get(param.name()).copied().unwrap_or_default();
     Ok((figures, model.trained().into_iter().map(norm_of).collect()))
+}
+
+fn pack_all(rows: &[Row], microbatch_tokens: usize) -> Result<Vec<PackedBatch>> {
+    let batches = pack(rows, microbatch_tokens).collect::<Result<Vec<_>>>()?;
+    if batches.is_empty() {
+        return Err(nothing_trained());
+    }
+    Ok(batches)
 }
 
 /// Each microbatch forward, and its loss with it to `backward`.
@@ -145,27 +153,31 @@ pub fn evaluate(
     interrupt: &Interrupt,
 ) -> Result<Figures> {
     let mut figures = Figures::default();
-    for batch in pack(rows, microbatch_tokens)? {
+    for batch in pack(rows, microbatch_tokens) {
+        let batch = batch?;
         interrupt.check()?;
         let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
         let loss = halter_core::train::pass::scalar(&cross_entropy(&logps, 1)?)?;
         figures.add(&batch, loss, &is_best);
     }
+    if figures.supervised_tokens == 0 {
+        return Err(nothing_trained());
+    }
     Ok(figures)
 }
 
-/// Microbatches of `rows`; those without a trained token are left out.
-fn pack(rows: &[Row], microbatch_tokens: usize) -> Result<Vec<PackedBatch>> {
+/// Microbatches of `rows`, packed one at a time; those without a trained token are left out.
+fn pack(rows: &[Row], microbatch_tokens: usize) -> impl Iterator<Item = Result<PackedBatch>> {
     let lengths = rows.iter().map(|row| row.input_ids.len());
-    let mut batches = Vec::new();
-    for members in microbatches(lengths, microbatch_tokens) {
-        let batch = PackedBatch::from_rows(members.iter().map(|&index| &rows[index]))?;
-        if !batch.targets.is_empty() {
-            batches.push(batch);
-        }
-    }
-    if batches.is_empty() {
-        return Err(Error::data("no trained token in any row of the step"));
-    }
-    Ok(batches)
+    let packed =
+        |members: Vec<usize>| PackedBatch::from_rows(members.iter().map(|&index| &rows[index]));
+    let is_empty = |batch: &PackedBatch| batch.targets.is_empty();
+    microbatches(lengths, microbatch_tokens)
+        .into_iter()
+        .map(packed)
+        .filter(move |batch| !batch.as_ref().is_ok_and(is_empty))
+}
+
+fn nothing_trained() -> Error {
+    Error::data("no trained token in any row of the step")
 }

@@ -216,14 +216,16 @@ fn an_evaluation_stops_when_it_is_asked_to() {
 }
 
 #[test]
-fn a_step_without_a_trained_token_is_refused() {
+fn a_step_or_an_evaluation_without_a_trained_token_is_refused() {
     let model = model();
     let mut rows = rows();
     rows.iter_mut().for_each(|row| row.completion_mask.fill(false));
     let grads = model.grads().unwrap();
-    let error = accumulate(&model, &rows, options(64, 0, None), &grads).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Data);
-    assert_eq!(error.to_string(), "no trained token in any row of the step");
+    let step = accumulate(&model, &rows, options(64, 0, None), &grads).unwrap_err();
+    for error in [step, evaluate(&model, &rows, 64).unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Data);
+        assert_eq!(error.to_string(), "no trained token in any row of the step");
+    }
 }
 
 fn recipe(text: &str) -> halter_core::Result<SftConfig> {

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::config::{ModelConfig, ParamSpec};
 use super::weights::adapter::{Adapter, LoraFactors};
 use super::weights::export::{ExportOptions, ParamData, SideContent, SideFile, write_model};
-use super::weights::text_files::{GENERATION, TextFiles};
+use super::weights::text_files::{GENERATION, TextFiles, is_template_file};
 use super::weights::{ModelFiles, StoredTensor, WeightFiles};
 use crate::ops::matmul::{self, Into, Mat, MatMut};
 use crate::train::progress::{Progress, Unit, counted};
@@ -118,13 +118,13 @@ pub fn refuse_occupied(output: &Path) -> Result<()> {
 /// What is taken of the base's files and of the adapter's, which go first, a kind at a time: what
 /// it was trained with belongs together. A tokenizer has its template with it.
 fn side_files(base: &[SideFile], adapter: &[SideFile]) -> (Vec<SideFile>, Vec<SideFile>) {
-    let is_template = |name: &str| name.starts_with("chat_template");
     let is_there = |kind: &dyn Fn(&str) -> bool| adapter.iter().any(|file| kind(&file.name));
     let tokenizer = is_there(&|name| name == "tokenizer.json");
-    let (template, generation) = (is_there(&is_template), is_there(&|name| name == GENERATION));
+    let (template, generation) =
+        (is_there(&is_template_file), is_there(&|name| name == GENERATION));
     let of_adapter = |file: &&SideFile| match file.name.as_str() {
         GENERATION => generation,
-        name if is_template(name) => template || tokenizer,
+        name if is_template_file(name) => template || tokenizer,
         _ => tokenizer,
     };
     let of_base = base.iter().filter(|file| !of_adapter(file));

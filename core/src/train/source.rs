@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::model::config::ModelConfig;
 use crate::model::weights::adapter::Adapter;
 use crate::model::weights::export::SideFile;
-use crate::model::weights::text_files::{GENERATION, TextFiles};
+use crate::model::weights::text_files::{GENERATION, TextFiles, is_template_file};
 use crate::model::weights::{HubOptions, ModelFiles, WeightFiles};
 use crate::model::{Base, Decoder};
 use crate::ops::Context;
@@ -33,6 +33,9 @@ pub struct SourceSpec {
     pub tokenizer: Option<PathBuf>,
     /// A chat template instead of the model's own.
     pub chat_template: Option<PathBuf>,
+    /// The adapter that will be loaded, where there is one: a chat template beside it goes before
+    /// the model's own, as the adapter was trained with it.
+    pub adapter: Option<PathBuf>,
     /// The time that the chat template is told, in seconds since 1970; the clock's where `None`.
     pub now: Option<i64>,
     /// Arguments of the chat template.
@@ -52,6 +55,8 @@ pub struct Source {
     pub tokenizer: Tokenizer,
     /// The chat template, where the model has one.
     pub template: Option<Arc<ChatTemplate>>,
+    /// The file that the template stands in.
+    pub template_path: Option<PathBuf>,
     generation_config: Option<Map<String, Value>>,
     /// Tokenizer, template and generation files, as they came.
     pub side_files: Vec<SideFile>,
@@ -74,19 +79,48 @@ impl Source {
                 .hint("`--init-from` makes fresh weights; leave out `--model`")),
             (None, None) => Err(Error::config("no model: expected `--model` or `--init-from`")),
         }?;
-        if let Some(path) = &spec.chat_template {
-            source.take_template(path, spec)?;
+        // What the user gave goes before what lies beside the adapter.
+        let was_given = spec.tokenizer.is_some() && source.template.is_some();
+        match (&spec.chat_template, &spec.adapter) {
+            (Some(path), _) => source.take_template_file(path, spec)?,
+            (None, Some(dir)) if dir.is_dir() && !was_given => {
+                source.take_templates_of(dir, spec)?;
+            }
+            _ => {}
         }
         Ok(source)
     }
 
-    /// Takes the chat template at `path` in place of the model's, in the export as well.
-    fn take_template(&mut self, path: &Path, spec: &SourceSpec) -> Result<()> {
+    fn take_template_file(&mut self, path: &Path, spec: &SourceSpec) -> Result<()> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         let template = ChatTemplate::new(&text).map_err(|error| error.in_file(path))?;
+        self.take_template(template, path, vec![SideFile::text("chat_template.jinja", text)], spec)
+    }
+
+    /// Takes the chat template that lies in `dir`, if there is one.
+    fn take_templates_of(&mut self, dir: &Path, spec: &SourceSpec) -> Result<()> {
+        let text = TextFiles::templates_of(dir)?;
+        match (text.template()?, text.template_path()) {
+            (Some(template), Some(path)) => {
+                self.take_template(template, path, text.template_files(), spec)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a chat template and its files in place of the model's, in the export as well.
+    fn take_template(
+        &mut self,
+        template: ChatTemplate,
+        path: &Path,
+        files: Vec<SideFile>,
+        spec: &SourceSpec,
+    ) -> Result<()> {
         self.template = finish(Some(template), &self.tokenizer, spec)?;
-        self.side_files.retain(|file| !file.name.starts_with("chat_template"));
-        self.side_files.push(SideFile::text("chat_template.jinja", text));
+        self.template_path = Some(path.into());
+        let is_replaced = |name: &str| files.iter().any(|file| file.name == name);
+        self.side_files.retain(|file| !is_template_file(&file.name) && !is_replaced(&file.name));
+        self.side_files.extend(files);
         Ok(())
     }
 
@@ -127,6 +161,7 @@ impl Source {
             name: None,
             is_from_hub: false,
             template: finish(text.template()?, &tokenizer, spec)?,
+            template_path: text.template_path().map(Path::to_path_buf),
             tokenizer,
             generation_config: text.generation_config,
             side_files: text.side_files,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::export::{ParamData, SideFile, make_dir, remove_empty, sync_dir, write_json};
 use super::safetensors_header::{self, short};
 use super::stored::StoredTensor;
-use super::text_files::{read_json, side_files};
+use super::text_files::{TextFiles, read_json};
 use super::write_safetensors::{self, Pending};
 use crate::model::config::{ModelConfig, ParamSpec};
 use crate::{Error, Result};
@@ -331,7 +331,7 @@ impl Adapter {
             ))
             .in_file(&path));
         }
-        Ok(Self { config, factors, side_files: side_files(dir) })
+        Ok(Self { config, factors, side_files: TextFiles::templates_of(dir)?.side_files })
     }
 }
 

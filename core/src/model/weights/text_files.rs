@@ -16,6 +16,8 @@ use crate::{Error, Result};
 /// The generation settings' file.
 pub const GENERATION: &str = "generation_config.json";
 
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
 /// The chat template's own file.
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -26,7 +28,7 @@ const DEFAULT: &str = "default";
 /// where they are there.
 pub(super) const COPIED: &[&str] = &[
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -37,8 +39,13 @@ pub(super) const COPIED: &[&str] = &[
     GENERATION,
 ];
 
+/// Whether a file holds chat templates and nothing else.
+pub fn is_template_file(name: &str) -> bool {
+    name.starts_with("chat_template")
+}
+
 /// The files of `dir` that an export takes over.
-pub fn side_files(dir: &Path) -> Vec<SideFile> {
+fn side_files(dir: &Path) -> Vec<SideFile> {
     COPIED.iter().filter_map(|name| SideFile::copy(dir.join(name))).collect()
 }
 
@@ -74,21 +81,28 @@ impl TextFiles {
     }
 
     fn from_parts(path: &Path, dir: &Path, tokenizer_json: &Path) -> Result<Self> {
-        let tokenizer = match tokenizer_json.exists() {
-            true => Some(Tokenizer::from_file(tokenizer_json).map_err(|e| {
+        let mut files = Self { path: path.into(), ..Self::templates_of(dir)? };
+        if tokenizer_json.exists() {
+            files.tokenizer = Some(Tokenizer::from_file(tokenizer_json).map_err(|e| {
                 Error::text(format!("not a tokenizer: {e}")).in_file(tokenizer_json)
-            })?),
-            false => None,
-        };
-        let mut side_files = side_files(dir);
-        side_files.retain(|file| file.name != "tokenizer.json");
-        side_files.extend(SideFile::copy_as("tokenizer.json", tokenizer_json));
+            })?);
+        }
+        files.side_files.retain(|file| file.name != "tokenizer.json");
+        files.side_files.extend(SideFile::copy_as("tokenizer.json", tokenizer_json));
+        files.generation_config = read_object(&dir.join(GENERATION))?;
+        Ok(files)
+    }
+
+    /// The chat templates of a directory, and its side files as they are; tokenizer and generation
+    /// settings are not looked at.
+    ///
+    /// # Errors
+    /// Files that are damaged.
+    pub fn templates_of(dir: &Path) -> Result<Self> {
         let mut files = Self {
-            path: path.into(),
-            tokenizer,
-            tokenizer_config: read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default(),
-            generation_config: read_object(&dir.join(GENERATION))?,
-            side_files,
+            path: dir.into(),
+            tokenizer_config: read_object(&dir.join(TOKENIZER_CONFIG))?.unwrap_or_default(),
+            side_files: side_files(dir),
             ..Self::default()
         };
         files.take_templates(dir)?;
@@ -115,7 +129,7 @@ impl TextFiles {
         let value = match read_json(&self.template_path)? {
             Some(value) => value.get("chat_template").cloned(),
             None => {
-                self.template_path = dir.join("tokenizer_config.json");
+                self.template_path = dir.join(TOKENIZER_CONFIG);
                 self.tokenizer_config.get("chat_template").cloned()
             }
         };
@@ -154,7 +168,7 @@ impl TextFiles {
                 tokenizer_config.insert("chat_template".into(), list.into());
             }
         }
-        side_files.push(SideFile::json("tokenizer_config.json", &tokenizer_config));
+        side_files.push(SideFile::json(TOKENIZER_CONFIG, &tokenizer_config));
         let files = Self {
             path: path.into(),
             tokenizer: Some(rebuilt.tokenizer),
@@ -226,6 +240,21 @@ impl TextFiles {
         }
         let template = ChatTemplate::named(self.chat_templates.clone());
         template.map(Some).map_err(|error| error.in_file(&self.template_path))
+    }
+
+    /// The file that the chat template stands in; `None` where there is no template.
+    pub fn template_path(&self) -> Option<&Path> {
+        (!self.chat_templates.is_empty()).then_some(&*self.template_path)
+    }
+
+    /// What an export must hold for the same chat templates.
+    pub fn template_files(&self) -> Vec<SideFile> {
+        let own = self.side_files.iter().any(|file| is_template_file(&file.name));
+        let holds = |file: &&SideFile| match own {
+            true => is_template_file(&file.name),
+            false => file.name == TOKENIZER_CONFIG,
+        };
+        self.side_files.iter().filter(holds).cloned().collect()
     }
 
     /// Every id that the tokenizer can give must have a row in the embedding.
