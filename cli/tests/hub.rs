@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -24,21 +24,12 @@ impl Hub {
     /// Serves `models/org/tiny` and `datasets/org/rows` until the test's process ends.
     fn start() -> Self {
         let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bundled");
-        let read = |dir: &Path, names: &[&str]| -> Files {
-            let file = |name: &&str| ((*name).to_string(), std::fs::read(dir.join(name)).unwrap());
-            names.iter().map(file).collect()
+        let file = |path: PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read(path).unwrap())
         };
-        let model = read(
-            &bundled,
-            &[
-                "config.json",
-                "model.safetensors",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "chat_template.jinja",
-                "generation_config.json",
-            ],
-        );
+        let entries = std::fs::read_dir(&bundled).unwrap();
+        let model: Files = entries.map(|entry| file(entry.unwrap().path())).collect();
         let rows = std::fs::read_to_string(bundled.join("train.jsonl")).unwrap();
         let rows: String = rows.lines().take(20).map(|line| format!("{line}\n")).collect();
         let data = Files::from([

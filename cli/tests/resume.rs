@@ -382,19 +382,19 @@ fn a_wrong_row_costs_none_of_the_steps_before_it() {
     // Beyond the rows that are looked at before the run begins.
     let lines: Vec<&str> = good.lines().collect();
     let mut wrong = lines.clone();
-    let spoilt = lines[49].replace("\"It is 3.\"", "7");
-    wrong[49] = &spoilt;
+    let spoilt = lines[53].replace("\"It is 11.\"", "7");
+    wrong[53] = &spoilt;
     assert_ne!(wrong, lines);
     place.write("m.jsonl", wrong.join("\n") + "\n");
     let output = with("run", &[]);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("checkpoint saved after step 12: `--resume` goes on"), "{stderr}");
-    assert!(stderr.contains("error: m.jsonl:50: "), "{stderr}");
+    assert!(stderr.contains("checkpoint saved after step 13: `--resume` goes on"), "{stderr}");
+    assert!(stderr.contains("error: m.jsonl:54: "), "{stderr}");
     place.write("m.jsonl", &good);
     let output = with("run", &["--resume"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("resuming after step 12"));
+    assert!(text(&output.stderr).contains("resuming after step 13"));
     for file in ["model.safetensors", "ledger.jsonl"] {
         assert!(
             place.read(&format!("run/{file}")) == place.read(&format!("whole/{file}")),
