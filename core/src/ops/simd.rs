@@ -1,8 +1,8 @@
 //! Code compiled for the widest vectors the machine has, chosen at run time.
 //!
 //! Loops passed to [`vectorize!`] are plain Rust that the compiler turns into vector instructions.
-//! Multiplications and additions are not contracted, so results do not depend on whether the
-//! machine has fused multiply-add.
+//! Multiplications and additions are fused where `mul_add` says so and nowhere else, so results do
+//! not depend on whether the machine has an instruction for it.
 
 use std::sync::OnceLock;
 
@@ -155,16 +155,17 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.8 { 88.8 } else { x };
     let clamped = if clamped < -87.4 { -87.4 } else { clamped };
-    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * (r * r) + r + 1.0;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    let mut p = 1.0 / 5040.0f32;
+    p = p.mul_add(r, 1.0 / 720.0);
+    p = p.mul_add(r, 1.0 / 120.0);
+    p = p.mul_add(r, 1.0 / 24.0);
+    p = p.mul_add(r, 1.0 / 6.0);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r, 1.0);
+    p = p.mul_add(r, 1.0);
     // The whole number that rounding left in the lowest bits. It reaches 128 just below overflow:
     // scale in two steps.
     let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;

@@ -26,11 +26,91 @@ struct QueryTile {
     len: usize,
     /// Position of the first query.
     position: usize,
-    /// Tiles of keys, from the root span down: first row, length, position of the first.
-    keys: Vec<(usize, usize, usize)>,
+    /// From the root span down.
+    keys: Vec<KeyTile>,
+}
+
+/// Consecutive keys of one span.
+#[derive(Clone, Copy)]
+struct KeyTile {
+    /// First row in the batch.
+    start: usize,
+    len: usize,
+    /// Position of the first.
+    position: usize,
+    /// Its first panel among those of the batch.
+    panel: usize,
+}
+
+/// The first panel of each span, and how many there are.
+fn panels(spans: &[Span]) -> (Vec<usize>, usize) {
+    let mut total = 0;
+    let first = spans.iter().map(|span| {
+        let first = total;
+        total += span.len.div_ceil(PANEL);
+        first
+    });
+    (first.collect(), total)
+}
+
+/// Keys, or values, turned: for each head the panels of all spans, `(head_dim, PANEL)` each.
+struct Turned {
+    buffer: Buffer,
+    panels: usize,
+    dim: usize,
+}
+
+impl Turned {
+    fn new(ctx: &Context, shape: Shape, spans: &[Span], x: &Tensor) -> Result<Self> {
+        let (dim, heads) = (shape.head_dim, shape.kv_heads);
+        let (_, panels) = panels(spans);
+        let rows: Vec<(usize, usize)> = spans
+            .iter()
+            .flat_map(|span| {
+                let skips = (0..span.len).step_by(PANEL);
+                skips.map(|skip| (span.start + skip, PANEL.min(span.len - skip)))
+            })
+            .collect();
+        let buffer = ctx.empty((heads * panels, PANEL * dim), x)?;
+        let x = slices::read(x)?;
+        slices::write(&buffer, |out| {
+            let all = out.par_chunks_mut(PANEL * dim).enumerate().with_min_len(8);
+            all.for_each(|(index, out)| {
+                let (start, len) = rows[index % panels];
+                head_rows(&x, start, len, index / panels, heads, dim).pack_rows(PANEL, out);
+            });
+        })?;
+        Ok(Self { buffer, panels, dim })
+    }
+
+    fn read(&self) -> Result<TurnedSlice<'_>> {
+        Ok(TurnedSlice { all: slices::read(&self.buffer)?, panels: self.panels, dim: self.dim })
+    }
+}
+
+/// The elements of [`Turned`].
+struct TurnedSlice<'a> {
+    all: slices::Slice<'a>,
+    panels: usize,
+    dim: usize,
+}
+
+impl TurnedSlice<'_> {
+    /// `out[i·KEYS + j] = rows[i]·keys[j]` for the keys of a tile and one of their heads. Columns up
+    /// to the end of the last panel are written.
+    fn products(&self, rows: Mat, tile: KeyTile, head: usize, out: &mut [f32]) {
+        let size = PANEL * self.dim;
+        let first = (head * self.panels + tile.panel) * size;
+        let turned = self.all[first..].chunks_exact(size).take(tile.len.div_ceil(PANEL));
+        for (panel, turned) in turned.enumerate() {
+            let out = MatMut::strided(&mut out[panel * PANEL..], rows.shape().0, PANEL, KEYS);
+            serial(rows, Mat::new(turned, self.dim, PANEL), Into::Overwrite, out);
+        }
+    }
 }
 
 fn query_tiles(spans: &[Span], index: usize, window: usize) -> Vec<QueryTile> {
+    let (first_panels, _) = panels(spans);
     let span = &spans[index];
     let chain = chain(spans, index);
     let mut tiles = Vec::new();
@@ -46,8 +126,13 @@ fn query_tiles(spans: &[Span], index: usize, window: usize) -> Vec<QueryTile> {
                 let too_late = position > last;
                 let too_early = first.saturating_sub(position + key_len - 1) >= window;
                 if !too_late && !too_early {
-                    // Keys after the last query are seen by none.
-                    keys.push((seen.start + skip, key_len.min(last + 1 - position), position));
+                    keys.push(KeyTile {
+                        start: seen.start + skip,
+                        // Keys after the last query are seen by none.
+                        len: key_len.min(last + 1 - position),
+                        position,
+                        panel: first_panels[at] + skip / PANEL,
+                    });
                 }
             }
         }
@@ -79,7 +164,8 @@ pub(super) fn forward(
     let window = shape.window.unwrap_or(usize::MAX);
     let tiles: Vec<QueryTile> =
         (0..spans.len()).flat_map(|span| query_tiles(spans, span, window)).collect();
-    let (q, k, v) = (slices::read(q)?, slices::read(k)?, slices::read(v)?);
+    let keys = Turned::new(ctx, shape, spans, k)?;
+    let (q, keys, v) = (slices::read(q)?, keys.read()?, slices::read(v)?);
     slices::write2(&output, &lse, |output, lse| {
         let (output, lse) = (Shared::new(output), Shared::new(lse));
         (0..tiles.len() * shape.heads).into_par_iter().for_each_init(
@@ -88,7 +174,7 @@ pub(super) fn forward(
                 // Long tiles first: the last ones of a span see the most keys.
                 let tile = &tiles[tiles.len() - 1 - task / shape.heads];
                 let head = task % shape.heads;
-                scratch.forward_tile(shape, tile, head, window, &q, &k, &v);
+                scratch.forward_tile(shape, tile, head, window, &q, &keys, &v);
                 let dim = shape.head_dim;
                 let width = shape.heads * dim;
                 // SAFETY: this tile's rows and this head's columns belong to this task.
@@ -107,8 +193,6 @@ pub(super) fn forward(
 
 /// What one task needs besides its operands.
 struct Scratch {
-    /// Keys, or values, turned: panels of `(head_dim, PANEL)`.
-    turned: Vec<f32>,
     /// Scores, then probabilities: `(QUERIES, KEYS)`.
     scores: Vec<f32>,
     /// Gradient of the probabilities, then of the scores.
@@ -123,7 +207,6 @@ struct Scratch {
 impl Scratch {
     fn new(head_dim: usize) -> Self {
         Self {
-            turned: vec![0.0; KEYS * head_dim],
             scores: vec![0.0; QUERIES * KEYS],
             dscores: vec![0.0; QUERIES * KEYS],
             acc: vec![0.0; QUERIES * head_dim],
@@ -141,7 +224,7 @@ impl Scratch {
         head: usize,
         window: usize,
         q: &[f32],
-        k: &[f32],
+        k: &TurnedSlice,
         v: &[f32],
     ) {
         let dim = shape.head_dim;
@@ -150,10 +233,10 @@ impl Scratch {
         self.acc.fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
         self.total.fill(0.0);
-        for &(start, len, position) in &tile.keys {
-            let keys = head_rows(k, start, len, kv_head, shape.kv_heads, dim);
+        for &keys in &tile.keys {
+            let KeyTile { start, len, position, .. } = keys;
             let values = head_rows(v, start, len, kv_head, shape.kv_heads, dim);
-            products(queries, keys, &mut self.turned, &mut self.scores);
+            k.products(queries, keys, kv_head, &mut self.scores);
             let scale = shape.scale() as f32;
             vectorize!(self.softmax_step(tile, (position, len), window, dim, scale));
             let probs = Mat::strided(&self.scores, tile.len, len, KEYS);
@@ -222,18 +305,6 @@ impl Scratch {
     }
 }
 
-/// `out[i·KEYS + j] = rows[i]·others[j]`, with `others` turned into panels on the way. Columns up to
-/// the end of the last panel are written.
-fn products(rows: Mat, others: Mat, turned: &mut [f32], out: &mut [f32]) {
-    let (len, dim) = others.shape();
-    let turned = &mut turned[..len.next_multiple_of(PANEL) * dim];
-    others.pack_rows(PANEL, turned);
-    for (panel, turned) in turned.chunks_exact(PANEL * dim).enumerate() {
-        let out = MatMut::strided(&mut out[panel * PANEL..], rows.shape().0, PANEL, KEYS);
-        serial(rows, Mat::new(turned, dim, PANEL), Into::Overwrite, out);
-    }
-}
-
 /// Rows of one head.
 fn head_rows(
     x: &[f32],
@@ -266,12 +337,15 @@ pub(super) fn backward(
         tree.into_iter().flat_map(|span| query_tiles(spans, span, window)).collect()
     };
     let trees: Vec<Vec<QueryTile>> = trees(spans).into_iter().map(tiles).collect();
+    let turned_k = Turned::new(ctx, shape, spans, saved.k)?;
+    let turned_v = Turned::new(ctx, shape, spans, saved.v)?;
     let operands = Operands {
         shape,
         tokens,
         q: &slices::read(saved.q)?,
         k: &slices::read(saved.k)?,
-        v: &slices::read(saved.v)?,
+        turned_k: &turned_k.read()?,
+        turned_v: &turned_v.read()?,
         output: &slices::read(saved.output)?,
         lse: &slices::read(saved.lse)?,
         doutput: &slices::read(doutput)?,
@@ -319,7 +393,8 @@ struct Operands<'a> {
     tokens: usize,
     q: &'a [f32],
     k: &'a [f32],
-    v: &'a [f32],
+    turned_k: &'a TurnedSlice<'a>,
+    turned_v: &'a TurnedSlice<'a>,
     output: &'a [f32],
     lse: &'a [f32],
     doutput: &'a [f32],
@@ -339,7 +414,7 @@ impl Scratch {
         dk: &Shared,
         dv: &Shared,
     ) {
-        let Operands { shape, tokens, q, k, v, output, lse, doutput } = *operands;
+        let Operands { shape, tokens, q, k, turned_k, turned_v, output, lse, doutput } = *operands;
         let (dim, heads) = (shape.head_dim, shape.heads);
         let width = heads * dim;
         let kv_head = head / shape.group();
@@ -356,12 +431,12 @@ impl Scratch {
         });
         self.acc.fill(0.0);
         let lse = &lse[head * tokens + tile.start..][..tile.len];
-        for &(start, len, position) in &tile.keys {
+        for &key_tile in &tile.keys {
+            let KeyTile { start, len, position, .. } = key_tile;
             let keys = head_rows(k, start, len, kv_head, shape.kv_heads, dim);
-            let values = head_rows(v, start, len, kv_head, shape.kv_heads, dim);
             let at = start * width + head * dim;
-            products(queries, keys, &mut self.turned, &mut self.scores);
-            products(dout, values, &mut self.turned, &mut self.dscores);
+            turned_k.products(queries, key_tile, kv_head, &mut self.scores);
+            turned_v.products(dout, key_tile, kv_head, &mut self.dscores);
             vectorize!(self.softmax_gradient(tile, (position, len), window, lse, scale));
             let probs = Mat::strided(&self.scores, tile.len, len, KEYS);
             let dscores = Mat::strided(&self.dscores, tile.len, len, KEYS);
