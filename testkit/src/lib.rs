@@ -1,4 +1,4 @@
-//! Comparisons and golden files for halter's tests.
+//! Comparisons and golden files for halter's tests, and what its benchmarks measure against.
 
 pub mod gradients;
 pub mod peak;
