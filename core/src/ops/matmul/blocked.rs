@@ -24,6 +24,10 @@ const BLOCKS: usize = 12;
 /// Columns of `b` that are packed at once, and numbers: they stay in the third-level cache.
 const COLS: usize = 3072;
 const PACKED: usize = 1 << 20;
+/// Most columns of a `b` that is read as it lies: it stays near anyway.
+const FLAT_COLS: usize = 1024;
+/// Rows of `b` a multiple of this apart would fall on each other in the first-level cache.
+const ALIASED: usize = 512;
 /// Panels of `b` that one task packs.
 const PANELS: usize = 4;
 
@@ -55,13 +59,17 @@ fn product_with(kernel: Kernel, a: Mat, b: Mat, into: Into, c: MatMut) {
     let panels = m.div_ceil(kernel.rows);
     let blocks = m.div_ceil(ROWS).max(BLOCKS).min(panels);
     let first_row = |block: usize| (block * panels / blocks * kernel.rows).min(m);
+    let is_flat = b.col_stride == 1
+        && n <= FLAT_COLS
+        && n.is_multiple_of(kernel.cols)
+        && !b.row_stride.is_multiple_of(ALIASED);
     let c = Shared::new(c.data);
     let mut packed_b = PACKED_B.take();
     for col in (0..n).step_by(cols) {
         let width = cols.min(n - col);
         for start in (0..k).step_by(reach) {
             let whole = Part { kernel, col, width, start, depth: reach.min(k - start) };
-            let packed_b = whole.pack(b, depth, &mut packed_b);
+            let packed_b: &[f32] = if is_flat { &[] } else { whole.pack(b, depth, &mut packed_b) };
             (0..blocks).into_par_iter().with_max_len(1).for_each(|block| {
                 let (row, end) = (first_row(block), first_row(block + 1));
                 let mut packed_a = PACKED_A.take();
@@ -70,8 +78,19 @@ fn product_with(kernel: Kernel, a: Mat, b: Mat, into: Into, c: MatMut) {
                 for part in whole.parts(depth) {
                     let add = into == Into::Accumulate || part.start > 0;
                     let a = part.pack_rows(a, row, end - row, &mut packed_a);
-                    let b = &packed_b[part.offset(start)..];
-                    Tiles { part, height: end - row, stride, add }.run(a, b, c);
+                    let panels = match is_flat {
+                        true => Panels {
+                            data: &b.data[part.start * b.row_stride + col..],
+                            step: kernel.cols,
+                            stride: b.row_stride,
+                        },
+                        false => Panels {
+                            data: &packed_b[part.offset(start)..],
+                            step: kernel.cols * part.depth,
+                            stride: kernel.cols,
+                        },
+                    };
+                    Tiles { part, height: end - row, stride, add }.run(a, panels, c);
                 }
                 PACKED_A.set(packed_a);
             });
@@ -144,6 +163,15 @@ impl Part {
     }
 }
 
+/// The columns of a part of `b`, by as many as the kernel takes.
+struct Panels<'a> {
+    data: &'a [f32],
+    /// From one panel to the next.
+    step: usize,
+    /// From one row of a panel to the next.
+    stride: usize,
+}
+
 /// A block of rows of `a` against a part of `b`.
 struct Tiles {
     part: Part,
@@ -153,10 +181,12 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn run(&self, a: &[f32], b: &[f32], c: &mut [f32]) {
+    fn run(&self, a: &[f32], panels: Panels, c: &mut [f32]) {
         let Self { part: Part { kernel, width, depth, .. }, height, stride, add } = *self;
         let mut edge = [0f32; LARGEST_TILE];
-        for (col, b) in (0..width).step_by(kernel.cols).zip(b.chunks_exact(kernel.cols * depth)) {
+        for (panel, col) in (0..width).step_by(kernel.cols).enumerate() {
+            let b = &panels.data[panel * panels.step..];
+            assert!(b.len() >= (depth - 1) * panels.stride + kernel.cols, "panel beyond `b`");
             let cols = kernel.cols.min(width - col);
             let rows = (0..height).step_by(kernel.rows);
             for (row, a) in rows.zip(a.chunks_exact(kernel.rows * depth)) {
@@ -167,7 +197,7 @@ impl Tiles {
                     a: [a.as_ptr(); MOST_ROWS],
                     a_step: 0,
                     b: b.as_ptr(),
-                    b_stride: 0,
+                    b_stride: panels.stride,
                     c: c.as_mut_ptr(),
                     c_stride: stride,
                     rows,
@@ -175,7 +205,7 @@ impl Tiles {
                 };
                 if cols == kernel.cols {
                     assert!(c.len() >= (rows - 1) * stride + cols, "tile beyond the result");
-                    // SAFETY: the panels have `depth` columns and rows; the tile was checked.
+                    // SAFETY: the panels have `depth` columns and rows; they and the tile were checked.
                     unsafe { (kernel.packed)(&tile) };
                     continue;
                 }

@@ -14,9 +14,9 @@ pub(super) struct Kernel {
     pub(super) rows: usize,
     /// Columns of a tile.
     pub(super) cols: usize,
-    /// For operands in panels: `a` as `k` columns of `rows` numbers, `b` as `k` rows of `cols`.
+    /// For `a` in a panel: `k` columns of `rows` numbers.
     pub(super) packed: unsafe fn(&Tile),
-    /// For operands as they lie.
+    /// For `a` as it lies.
     pub(super) direct: unsafe fn(&Tile),
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Tile {
     /// From one number of a row of `a` to the next.
     pub(super) a_step: usize,
     pub(super) b: *const f32,
-    /// From one row of `b` to the next.
+    /// From one row of `b` to the next: the kernel's columns where it is in a panel.
     pub(super) b_stride: usize,
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
@@ -133,7 +133,7 @@ unsafe fn avx512_rows<const PACKED: bool, const ROWS: usize>(tile: &Tile) {
                 t[1] = _mm512_fmadd_ps(a, b1, t[1]);
             }
             offset += if PACKED { MOST_ROWS } else { tile.a_step };
-            b = b.add(if PACKED { 32 } else { tile.b_stride });
+            b = b.add(tile.b_stride);
         }
         for (i, t) in t.iter().enumerate().take(tile.rows) {
             for (j, &t) in t.iter().enumerate() {
@@ -188,7 +188,7 @@ unsafe fn avx2_rows<const PACKED: bool, const ROWS: usize>(tile: &Tile) {
                 t[1] = _mm256_fmadd_ps(a, b1, t[1]);
             }
             offset += if PACKED { PANEL } else { tile.a_step };
-            b = b.add(if PACKED { 16 } else { tile.b_stride });
+            b = b.add(tile.b_stride);
         }
         for (i, t) in t.iter().enumerate().take(tile.rows) {
             for (j, &t) in t.iter().enumerate() {
@@ -207,9 +207,8 @@ unsafe fn plain<const PACKED: bool>(tile: &Tile) {
     const COLS: usize = 8;
     let mut t = [[0f32; COLS]; ROWS];
     for p in 0..tile.k {
-        let stride = if PACKED { COLS } else { tile.b_stride };
         // SAFETY: the caller's promise.
-        let b = unsafe { &*tile.b.add(p * stride).cast::<[f32; COLS]>() };
+        let b = unsafe { &*tile.b.add(p * tile.b_stride).cast::<[f32; COLS]>() };
         for (i, t) in t.iter_mut().enumerate() {
             // SAFETY: likewise.
             let a = unsafe {
