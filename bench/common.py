@@ -99,7 +99,7 @@ def halter_command(args, command, mode, model, data, output, rows, length, steps
     """`halter sft`, or `halter plan` with the same options."""
     words = [args.halter, command, "--json", "--model", model, "--data", data, "--output", output]
     words += ["--batch-size", rows, "--max-steps", steps, "--max-seq-len", length]
-    words += ["--learning-rate", "1e-5", "--no-shuffle"]
+    words += ["--learning-rate", "1e-5", "--schedule", "constant", "--no-shuffle"]
     words += ["--lora-rank", 16, "--lora-alpha", 32] if mode == "lora" else []
     return [*map(str, words), *shlex.split(args.halter_options)]
 

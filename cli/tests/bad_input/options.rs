@@ -41,6 +41,7 @@ fn wrong_options_are_refused() {
         ("--eval-every", "2"),
         ("--eval-generate", "2"),
         ("--frobnicate", "2"),
+        ("--optim", "sgd"),
     ] {
         t.case(&format!("{option} {value}"), TINY, &[&format!("{option}={value}")], |_| {});
     }
@@ -49,6 +50,10 @@ fn wrong_options_are_refused() {
     t.options("both a model and fresh weights", &["--model", "base"]);
     t.options("an adapter on fresh weights", &["--lora-rank", "4"]);
     t.options("both epochs and steps", &["--epochs", "2", "--max-steps", "3"]);
+    let inside = "--optimizer-in-backward";
+    t.options("a norm of gradients that are updated with at once", &[inside]);
+    let no_norm = [inside, "--max-grad-norm", "0", "--microbatch-tokens", "64"];
+    t.options("microbatches of a step that is one", &no_norm);
     t.case("a revision of a model on disk", MODEL, &["--revision", "v1"], |_| {});
     let lora = |t: &mut Table, name: &str, more: &[&str]| {
         t.case(name, MODEL, &[&["--lora-rank", "4"], more].concat(), |_| {});

@@ -21,7 +21,9 @@ const ACTIVATION_TARGET: usize = 256 << 20;
 /// A microbatch that is chosen has room for a step of this many times the mean.
 const STEP_ROOM: f64 = 2.0;
 /// Share of the measured product speed that a whole step reaches.
-const STEP_EFFICIENCY: f64 = 0.8;
+const STEP_EFFICIENCY: f64 = 0.9;
+/// Time of an operation of attention, in those of a large product.
+const ATTENTION_COST: f64 = 1.3;
 
 /// What the planner is told about a run.
 #[derive(Debug, Clone, Copy)]
@@ -206,10 +208,14 @@ fn fixed_parts(model: &Decoder, input: PlanInput) -> Vec<(&'static str, usize)> 
     let dense: usize =
         model.params().iter().filter(|p| p.dense().is_some()).map(|p| p.elem_count()).sum();
     let stored: Vec<_> = model.params().into_iter().filter(|p| p.dense().is_none()).collect();
-    let widest = stored.iter().map(|p| p.elem_count()).max().unwrap_or(0);
+    // The head, or the embedding, and then a matrix of a block are widened at their use.
+    let mut widened: Vec<usize> = stored.iter().map(|p| p.elem_count()).collect();
+    widened.sort_unstable_by(|a, b| b.cmp(a));
+    widened.dedup();
+    let widened: usize = widened.iter().take(2).sum();
     let stored_bytes: usize = stored.iter().map(|p| p.stored_bytes()).sum();
     vec![
-        ("weights", 4 * (dense + 2 * widest) + stored_bytes),
+        ("weights", 4 * (dense + widened) + stored_bytes),
         ("gradients", 4 * gradients),
         ("optimizer", (input.optim.bytes_per_parameter() * trained as f64) as usize),
         ("process", PROCESS_BYTES),
@@ -241,7 +247,7 @@ fn evaluation_bytes(
     loss.max(4 * (cache + logits) + pass(prompts))
 }
 
-/// Multiplications and additions of a step.
+/// Multiplications and additions of a step, those of attention at what they cost.
 fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
     let config = &model.config;
     let matrices = |params: Vec<&Param>| -> f64 {
@@ -254,7 +260,8 @@ fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 
     let blocks = config.num_hidden_layers as f64;
     let head = (config.vocab_size * config.hidden_size) as f64;
     let head_trained = if model.head().is_trained() { 1.0 } else { 0.0 };
-    let attention = input.mean_row * (config.num_attention_heads * config.head_dim) as f64;
+    let width = (config.num_attention_heads * config.head_dim) as f64;
+    let attention = ATTENTION_COST * input.mean_row * width;
     // Forward, forward again where recomputed, input gradients, weight gradients.
     let per_token = blocks * (4.0 * block + 2.0 * trained_block + 7.0 * attention)
         + recomputed as f64 * (2.0 * block + 2.0 * attention)

@@ -37,11 +37,11 @@ impl Decoder {
                     stored.shape()
                 )));
             }
-            stored.check_finite()?;
             if base == Base::Frozen && stays_stored(&stored) {
+                stored.check_finite()?;
                 return Ok(Value::Stored(stored));
             }
-            Ok(Value::Dense(stored.to_tensor(&device)?))
+            Ok(Value::Dense(stored.into_finite_tensor(&device)?))
         })
     }
 

@@ -59,6 +59,18 @@ impl SharedBytes {
         self.range.len()
     }
 
+    /// Lets go of what the system has read of a mapped file for these bytes; whoever reads them
+    /// again has them read again.
+    pub(crate) fn forget(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is read-only, so no content is lost. A system that does not take
+            // the advice keeps the pages.
+            let _ = unsafe { map.unchecked_advise_range(advice, self.range.start, self.len()) };
+        }
+    }
+
     /// A part of these bytes; `None` where it does not lie within.
     pub(crate) fn slice(&self, range: Range<usize>) -> Option<Self> {
         if range.start > range.end || range.end > self.len() {

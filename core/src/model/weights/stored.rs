@@ -319,6 +319,18 @@ impl StoredTensor {
         Ok(Tensor::from_vec(self.to_vec()?, &*self.shape, device)?)
     }
 
+    /// [`Self::to_tensor`] for good: what was read of a mapped file does not stay in memory
+    /// beside its copy.
+    ///
+    /// # Errors
+    /// An element that is not finite, or a device that fails.
+    pub fn into_finite_tensor(self, device: &Device) -> Result<Tensor> {
+        let values = self.to_vec()?;
+        self.bytes.forget();
+        self.refuse_not_finite(0, &values)?;
+        Ok(Tensor::from_vec(values, &*self.shape, device)?)
+    }
+
     /// Refuses NaN and infinity.
     ///
     /// # Errors
@@ -334,18 +346,21 @@ impl StoredTensor {
             let end = (start + step).min(rows);
             let values = &mut values[..(end - start) * row_len];
             self.read_rows_into(start..end, values)?;
-            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                let message = format!(
-                    "`{}` holds {} at row {}, column {}",
-                    self.name,
-                    values[at],
-                    start + at / row_len,
-                    at % row_len
-                );
-                return Err(Error::new(ErrorKind::Numeric, message)
-                    .hint("the checkpoint is damaged: fetch or export it again"));
-            }
+            self.refuse_not_finite(start, values)?;
         }
         Ok(())
+    }
+
+    /// Refuses the rows `values`, of which the first is row `start`, where one is not finite.
+    fn refuse_not_finite(&self, start: usize, values: &[f32]) -> Result<()> {
+        const CHUNK: usize = 1 << 16;
+        let is_bad = |chunk: &[f32]| chunk.iter().fold(false, |bad, x| bad | !x.is_finite());
+        let Some(chunk) = values.par_chunks(CHUNK).position_first(is_bad) else { return Ok(()) };
+        let rest = values[chunk * CHUNK..].iter().position(|value| !value.is_finite());
+        let at = chunk * CHUNK + rest.unwrap_or_default();
+        let (row, column) = (start + at / self.row_len(), at % self.row_len());
+        let message = format!("`{}` holds {} at row {row}, column {column}", self.name, values[at]);
+        Err(Error::new(ErrorKind::Numeric, message)
+            .hint("the checkpoint is damaged: fetch or export it again"))
     }
 }
