@@ -360,6 +360,28 @@ mod tests {
     }
 
     #[test]
+    fn memory_modes_are_counted() {
+        let model = model();
+        let part = |input, name| {
+            let plan = Plan::new(&model, input);
+            plan.parts.iter().find(|(part, _)| *part == name).unwrap().1
+        };
+        let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
+        let eight_bit = PlanInput { optim: Optim::AdamW8bit, ..INPUT };
+        assert_eq!(part(INPUT, "optimizer"), 8 * trained);
+        assert_eq!(part(eight_bit, "optimizer"), 2 * trained + 8 * trained / 256);
+        let inside = PlanInput { optimizer_in_backward: true, ..INPUT };
+        let block: usize = model.blocks[0].params().iter().map(|param| param.elem_count()).sum();
+        assert_eq!(part(INPUT, "gradients"), 4 * trained);
+        assert_eq!(part(inside, "gradients"), 4 * (trained - block), "of two blocks");
+        let scratch = |optimizer_in_backward| {
+            let short = PlanInput { microbatch_tokens: 64, longest_row: 64, ..INPUT };
+            part(PlanInput { optimizer_in_backward, ..short }, "boundaries and scratch")
+        };
+        assert!(scratch(true) > scratch(false), "a step at once");
+    }
+
+    #[test]
     fn attention_is_counted_for_rows_as_they_are() {
         let model = model();
         let operations = |input| step_operations(&model, input, 0);

@@ -87,3 +87,25 @@ impl From<Vec<u8>> for SharedBytes {
         Self { owner: Owner::Memory(bytes.into()), range }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+
+    use super::*;
+
+    #[test]
+    fn forgotten_bytes_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bytes");
+        let content: Vec<u8> = (0..40_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let bytes = SharedBytes::map(&path).unwrap();
+        // A part that begins and ends within a page.
+        let part = bytes.slice(5_000..33_333).unwrap();
+        assert_eq!(part.as_slice(), &content[5_000..33_333]);
+        part.forget();
+        assert_eq!(bytes.as_slice(), content);
+        SharedBytes::from(content.clone()).forget();
+    }
+}
