@@ -37,7 +37,6 @@ struct Cli {
 /// See [`halter_core::ops::Isa`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Isa {
-    Plain,
     Avx2,
     Avx512,
 }
@@ -73,7 +72,6 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context { json: cli.json };
     let limit = match cli.isa {
-        Some(Isa::Plain) => halter_core::ops::Isa::Plain,
         Some(Isa::Avx2) => halter_core::ops::Isa::Avx2,
         Some(Isa::Avx512) | None => halter_core::ops::Isa::Best,
     };

@@ -385,6 +385,7 @@ impl SftConfig {
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
             chat_template: self.chat_template.clone(),
+            adapter: self.adapter.clone(),
             ..SourceSpec::default()
         }
     }

@@ -50,9 +50,7 @@ impl Prepared {
             }
         };
         let began_at = before.map_or_else(|| Moment::now().0, |state| state.began_at);
-        let adapter = config.adapter.clone();
-        let spec = SourceSpec { now: Some(began_at), adapter, ..config.source() };
-        let mut source = Source::open(&spec)?;
+        let mut source = Source::open(&SourceSpec { now: Some(began_at), ..config.source() })?;
         if let (Some(_), Some(path)) = (&config.adapter, &source.template_path) {
             progress.note(&format!("chat template: {}", path.display()));
         }

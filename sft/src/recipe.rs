@@ -252,43 +252,43 @@ impl<'a> Training<'a> {
         };
         let with_remedy = |error| messages::with_remedy(error, step, rows);
         let learning_rate = self.schedule.at(step);
-        if config.optimizer_in_backward {
+        let inside = config.optimizer_in_backward;
+        let (figures, squared_norms) = if inside {
             let (grads, optimizer) = (&self.grads, &mut self.optimizer);
-            let (figures, squared_norms) =
-                update_in_backward(model, rows, options, grads, optimizer, learning_rate)
-                    .map_err(with_remedy)?;
-            let grad_norm = squared_norms.iter().sum::<f64>().sqrt();
-            self.check_gradients(squared_norms)?;
-            return Ok(Update { figures, grad_norm, learning_rate });
-        }
-        self.grads.clear()?;
-        let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
-        let squared_norms = self.grads.squared_norms()?;
+            update_in_backward(model, rows, options, grads, optimizer, learning_rate)
+                .map_err(with_remedy)?
+        } else {
+            self.grads.clear()?;
+            let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
+            (figures, self.grads.squared_norms()?)
+        };
         let grad_norm = squared_norms.iter().sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             let message = format!("the gradient norm is `{grad_norm}`");
             return Err(with_remedy(Error::new(ErrorKind::Numeric, message)));
         }
-        self.check_gradients(squared_norms)?;
-        let Prepared { config, model, .. } = &self.prepared;
-        let clip = match config.max_grad_norm {
-            0.0 => 1.0,
-            most => (most / (grad_norm + 1e-6)).min(1.0),
-        };
-        self.optimizer.update(&model.trained(), &self.grads, learning_rate, clip)?;
+        self.check_gradients(&squared_norms)?;
+        if !inside {
+            let Prepared { config, model, .. } = &self.prepared;
+            let clip = match config.max_grad_norm {
+                0.0 => 1.0,
+                most => (most / (grad_norm + 1e-6)).min(1.0),
+            };
+            self.optimizer.update(&model.trained(), &self.grads, learning_rate, clip)?;
+        }
         Ok(Update { figures, grad_norm, learning_rate })
     }
 
     /// Every trained parameter must have a gradient once the first update has moved the model
     /// (LoRA's A has none before).
-    fn check_gradients(&mut self, squared_norms: Vec<f64>) -> Result<()> {
+    fn check_gradients(&mut self, squared_norms: &[f64]) -> Result<()> {
         let step = self.state.step;
         let moved = step > 0 && self.schedule.at(step - 1) > 0.0;
         if self.state.gradients_checked || !moved {
             return Ok(());
         }
         for (param, squared_norm) in self.prepared.model.trained().iter().zip(squared_norms) {
-            if squared_norm == 0.0 {
+            if *squared_norm == 0.0 {
                 let message = format!("`{}` is trained but gets no gradient", param.name());
                 return Err(Error::new(ErrorKind::Numeric, message));
             }

@@ -91,8 +91,8 @@ pub fn update_in_backward(
 ) -> Result<(Figures, Vec<f64>)> {
     let batches = pack_all(rows, usize::MAX)?;
     let mut squared_norms = HashMap::new();
-    let mut begun = false;
     let figures = each_pass(model, &batches, options, |pass, loss| {
+        optimizer.begin_step();
         pass.backward_each(loss, grads, |params| {
             for param in params {
                 let squared_norm = grads.squared_norm_of(param)?;
@@ -101,9 +101,6 @@ pub fn update_in_backward(
                     return Err(Error::new(ErrorKind::Numeric, message));
                 }
                 squared_norms.insert(param.name().to_string(), squared_norm);
-            }
-            if !std::mem::replace(&mut begun, true) {
-                optimizer.begin_step();
             }
             optimizer.update_some(params, grads, learning_rate, 1.0)?;
             grads.clear_of(params)

@@ -113,13 +113,11 @@ fn fma_peak() -> f64 {
     })
 }
 
-/// One loop of multiplications and additions, and the width of its vectors. `HALTER_ISA=avx2`
-/// stands for a machine without AVX-512 here as in halter.
+/// One loop of multiplications and additions, and the width of its vectors.
 fn kernel() -> (unsafe fn(usize), usize) {
     #[cfg(target_arch = "x86_64")]
     {
-        let narrow = std::env::var("HALTER_ISA").is_ok_and(|isa| isa == "avx2");
-        if is_x86_feature_detected!("avx512f") && !narrow {
+        if is_x86_feature_detected!("avx512f") {
             return (avx512, 16);
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {

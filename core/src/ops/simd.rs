@@ -29,27 +29,18 @@ pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
             (self.0)()
         }
     }
-    match (Isa::limit(), narrower()) {
-        (Isa::Best, _) => pulp::Arch::new().dispatch(Body(f)),
-        (Isa::Avx2, Some(arch)) => arch.dispatch(Body(f)),
-        _ => pulp::Arch::Scalar.dispatch(Body(f)),
-    }
-}
-
-/// AVX2, where the machine has it.
-#[inline(always)]
-fn narrower() -> Option<pulp::Arch> {
     #[cfg(target_arch = "x86_64")]
-    return pulp::x86::V3::try_new().map(pulp::Arch::V3);
-    #[cfg(not(target_arch = "x86_64"))]
-    None
+    if Isa::limit() == Isa::Avx2
+        && let Some(avx2) = pulp::x86::V3::try_new()
+    {
+        return pulp::Arch::V3(avx2).dispatch(Body(f));
+    }
+    pulp::Arch::new().dispatch(Body(f))
 }
 
 /// Vector instructions that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// What the target always has.
-    Plain,
     /// AVX2 and FMA at most.
     Avx2,
     /// The widest of the machine.
@@ -59,8 +50,9 @@ pub enum Isa {
 static LIMIT: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
-    /// Uses no wider ones from now on, so that a machine can stand for an older one. Only the
-    /// first call before the first operation counts; returns whether this one did.
+    /// Lets this crate's operations use no wider ones, so that a machine can stand for an older
+    /// one; the `gemm` crate, which computes thin products, chooses for itself. Only the first call,
+    /// before the first operation, counts; returns whether this one did.
     pub fn set_limit(self) -> bool {
         LIMIT.set(self).is_ok()
     }

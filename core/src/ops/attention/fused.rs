@@ -42,15 +42,15 @@ struct KeyTile {
     panel: usize,
 }
 
-/// The first panel of each span, and how many there are.
-fn panels(spans: &[Span]) -> (Vec<usize>, usize) {
+/// The first panel of each span.
+fn first_panels(spans: &[Span]) -> Vec<usize> {
     let mut total = 0;
     let first = spans.iter().map(|span| {
         let first = total;
         total += span.len.div_ceil(PANEL);
         first
     });
-    (first.collect(), total)
+    first.collect()
 }
 
 /// Keys, or values, turned: for each head the panels of all spans, `(head_dim, PANEL)` each.
@@ -63,7 +63,6 @@ struct Turned {
 impl Turned {
     fn new(ctx: &Context, shape: Shape, spans: &[Span], x: &Tensor) -> Result<Self> {
         let (dim, heads) = (shape.head_dim, shape.kv_heads);
-        let (_, panels) = panels(spans);
         let rows: Vec<(usize, usize)> = spans
             .iter()
             .flat_map(|span| {
@@ -71,6 +70,7 @@ impl Turned {
                 skips.map(|skip| (span.start + skip, PANEL.min(span.len - skip)))
             })
             .collect();
+        let panels = rows.len();
         let buffer = ctx.empty((heads * panels, PANEL * dim), x)?;
         let x = slices::read(x)?;
         slices::write(&buffer, |out| {
@@ -109,8 +109,12 @@ impl TurnedSlice<'_> {
     }
 }
 
-fn query_tiles(spans: &[Span], index: usize, window: usize) -> Vec<QueryTile> {
-    let (first_panels, _) = panels(spans);
+fn query_tiles(
+    spans: &[Span],
+    first_panels: &[usize],
+    index: usize,
+    window: usize,
+) -> Vec<QueryTile> {
     let span = &spans[index];
     let chain = chain(spans, index);
     let mut tiles = Vec::new();
@@ -162,8 +166,9 @@ pub(super) fn forward(
     let output = ctx.empty(q.shape(), q)?;
     let lse = ctx.empty((shape.heads, tokens), q)?;
     let window = shape.window.unwrap_or(usize::MAX);
+    let first_panels = first_panels(spans);
     let tiles: Vec<QueryTile> =
-        (0..spans.len()).flat_map(|span| query_tiles(spans, span, window)).collect();
+        (0..spans.len()).flat_map(|span| query_tiles(spans, &first_panels, span, window)).collect();
     let keys = Turned::new(ctx, shape, spans, k)?;
     let (q, keys, v) = (slices::read(q)?, keys.read()?, slices::read(v)?);
     slices::write2(&output, &lse, |output, lse| {
@@ -333,8 +338,9 @@ pub(super) fn backward(
     let dv_heads = ctx.empty(saved.q.shape(), doutput)?;
     let tokens = doutput.dim(0)?;
     let window = shape.window.unwrap_or(usize::MAX);
+    let first_panels = first_panels(spans);
     let tiles = |tree: Vec<usize>| -> Vec<QueryTile> {
-        tree.into_iter().flat_map(|span| query_tiles(spans, span, window)).collect()
+        tree.into_iter().flat_map(|span| query_tiles(spans, &first_panels, span, window)).collect()
     };
     let trees: Vec<Vec<QueryTile>> = trees(spans).into_iter().map(tiles).collect();
     let turned_k = Turned::new(ctx, shape, spans, saved.k)?;

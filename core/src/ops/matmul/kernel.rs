@@ -63,7 +63,6 @@ impl Kernel {
         let widest = match Isa::limit() {
             Isa::Best => usize::MAX,
             Isa::Avx2 => 16,
-            Isa::Plain => 0,
         };
         Self::all().into_iter().find(|kernel| kernel.cols <= widest).unwrap_or(Self::PLAIN)
     }

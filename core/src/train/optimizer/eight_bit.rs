@@ -11,7 +11,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::Factors;
-use crate::ops::simd::vectorize;
+use crate::ops::simd::{max, vectorize};
 use crate::ops::{slices, zeros};
 use crate::{Error, Result};
 
@@ -121,13 +121,12 @@ fn update_block(
             factors.apply(value[i], First::decode(first[i]) * *first_scale, r * r, grad[i]);
         (value[i], m[i], root[i]) = (moved, new_m, v.sqrt());
     }
-    let largest = |x: &[f32]| crate::ops::simd::max(x);
     let mut magnitudes = [0f32; BLOCK];
     for (magnitude, m) in magnitudes.iter_mut().zip(m.iter()) {
         *magnitude = m.abs();
     }
-    *first_scale = largest(&magnitudes[..n]);
-    *second_scale = largest(root);
+    *first_scale = max(&magnitudes[..n]);
+    *second_scale = max(root);
     let inverse = |scale: f32| if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let (inverse1, inverse2) = (inverse(*first_scale), inverse(*second_scale));
     for i in 0..n {
