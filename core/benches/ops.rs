@@ -14,6 +14,7 @@ use halter_core::data::batch::{Span, Target};
 use halter_core::model::param::{Grads, Param, Value};
 use halter_core::model::weights::{StoredKind, StoredTensor};
 use halter_core::ops::linear::{self, Into};
+use halter_core::ops::logps::Gradients;
 use halter_core::ops::rope::Angles;
 use halter_core::ops::{Context, attention, embedding, logps, rms_norm, swiglu};
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
@@ -150,9 +151,9 @@ fn head(c: &mut Criterion) {
     for (name, products, dweight) in
         [("forward and backward", 3, Some(&dweight)), ("forward and backward, frozen", 2, None)]
     {
+        let gradients = Gradients { dhidden: &dhidden, dweight };
         bench(c, "head", name, operations(products * product), || {
-            let saved = logps::forward(&ctx, &hidden, &weight, &entries).unwrap();
-            logps::backward(&ctx, &hidden, &weight, &entries, saved, &dlogps, &dhidden, dweight)
+            logps::forward_and_backward(&ctx, &hidden, &weight, &entries, &dlogps, gradients)
                 .unwrap();
         });
     }

@@ -199,6 +199,35 @@ fn the_number_of_threads_changes_no_bit() {
     }
 }
 
+#[test]
+fn a_gradient_known_beforehand_gives_the_same_bits_and_another_loss_is_refused() {
+    let model = model(None);
+    let mut builder = PackedBatch::builder();
+    builder.masked_row(&tokens(40, 3), &[true; 40]);
+    let batch = builder.build().unwrap();
+    let weights = weights(batch.targets.len());
+    let told = |factor: f64| {
+        let grads = model.grads().unwrap();
+        let options = PassOptions { keep_blocks: 1, ..Default::default() };
+        let pass = model.forward_with_dlogps(&batch, options, &weights, &grads).unwrap();
+        let logps = pass.per_token_logps().clone();
+        let weights = Tensor::from_slice(&weights, weights.len(), &Device::Cpu).unwrap();
+        let weights = (weights * factor).unwrap().to_dtype(DType::F32).unwrap();
+        let loss = (&logps * weights).unwrap().sum_all().unwrap();
+        pass.backward(&loss, &grads).map(|()| (logps.detach(), grads))
+    };
+    assert_bits("known gradient", told(1.0).unwrap(), run(&model, &batch, &weights, 1));
+    let error = told(1.01).unwrap_err();
+    assert!(error.message().contains("the pass was told"), "{error}");
+    let too_few = model.forward_with_dlogps(
+        &batch,
+        PassOptions::default(),
+        &weights[1..],
+        &model.grads().unwrap(),
+    );
+    assert!(too_few.unwrap_err().message().contains("expected the gradient of 39"));
+}
+
 /// The loss of a researcher may use any function of the log-probs.
 #[test]
 fn gradients_agree_with_finite_differences() {

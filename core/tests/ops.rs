@@ -5,6 +5,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use halter_core::data::batch::{Span, Target};
 use halter_core::ops::linear::{self, Into};
+use halter_core::ops::logps::Gradients;
 use halter_core::ops::rope::Angles;
 use halter_core::ops::{Context, attention, dropout, embedding, logps, rms_norm, swiglu};
 use halter_testkit::gradients::{Ran, check, numbers};
@@ -232,16 +233,23 @@ fn per_token_log_probs() {
         let lse = logits.exp()?.sum_keepdim(1)?.log()?;
         logits.broadcast_sub(&lse)?.flatten_all()?.index_select(&picked, 0)
     };
-    check_forms("log-probs", &inputs, reference, |ctx, inputs, dy| {
-        let saved = logps::forward(ctx, &inputs[0], &inputs[1], &targets).unwrap();
-        let output = saved.logps.clone();
-        let gradients: Vec<Tensor> = inputs.iter().map(zeros_like).collect();
-        let dlogps = halter_testkit::values(dy);
-        let (dhidden, dweight) = (&gradients[0], Some(&gradients[1]));
-        let [x, w] = inputs else { unreachable!() };
-        logps::backward(ctx, x, w, &targets, saved, &dlogps, dhidden, dweight).unwrap();
-        Ran { output, gradients }
-    });
+    for dlogps_known in [false, true] {
+        check_forms("log-probs", &inputs, reference, |ctx, inputs, dy| {
+            let gradients: Vec<Tensor> = inputs.iter().map(zeros_like).collect();
+            let dlogps = halter_testkit::values(dy);
+            let into = Gradients { dhidden: &gradients[0], dweight: Some(&gradients[1]) };
+            let [x, w] = inputs else { unreachable!() };
+            let output = if dlogps_known {
+                logps::forward_and_backward(ctx, x, w, &targets, &dlogps, into).unwrap().logps
+            } else {
+                let saved = logps::forward(ctx, x, w, &targets).unwrap();
+                let output = saved.logps.clone();
+                logps::backward(ctx, x, w, &targets, saved, &dlogps, into).unwrap();
+                output
+            };
+            Ran { output, gradients }
+        });
+    }
 }
 
 #[test]
@@ -259,8 +267,8 @@ fn chunks_of_the_head_give_what_one_chunk_gives() {
         let saved = logps::forward(&ctx, &hidden, &weight, &targets).unwrap();
         let (output, dhidden) = (saved.logps.clone(), Tensor::zeros_like(&hidden).unwrap());
         let dlogps = &dlogps[start..start + len];
-        logps::backward(&ctx, &hidden, &weight, &targets, saved, dlogps, &dhidden, Some(dweight))
-            .unwrap();
+        let gradients = Gradients { dhidden: &dhidden, dweight: Some(dweight) };
+        logps::backward(&ctx, &hidden, &weight, &targets, saved, dlogps, gradients).unwrap();
         (output, dhidden)
     };
     let (whole, apart) = (zeros_like(&weight), zeros_like(&weight));

@@ -72,7 +72,7 @@ pub fn accumulate(
     grads: &Grads,
 ) -> Result<Figures> {
     let batches = pack_all(rows, options.microbatch_tokens)?;
-    each_pass(model, &batches, options, |pass, loss| pass.backward(loss, grads))
+    each_pass(model, &batches, options, grads, |pass, loss| pass.backward(loss, grads))
 }
 
 /// A whole step of the optimizer in one microbatch: every parameter is updated, and its gradient
@@ -91,7 +91,7 @@ pub fn update_in_backward(
 ) -> Result<(Figures, Vec<f64>)> {
     let batches = pack_all(rows, usize::MAX)?;
     let mut squared_norms = HashMap::new();
-    let figures = each_pass(model, &batches, options, |pass, loss| {
+    let figures = each_pass(model, &batches, options, grads, |pass, loss| {
         optimizer.begin_step();
         pass.backward_each(loss, grads, |params| {
             for param in params {
@@ -123,6 +123,7 @@ fn each_pass(
     model: &Decoder,
     batches: &[PackedBatch],
     options: StepOptions,
+    grads: &Grads,
     mut backward: impl FnMut(Pass<'_>, &Tensor) -> Result<()>,
 ) -> Result<Figures> {
     let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
@@ -130,7 +131,9 @@ fn each_pass(
     for (index, batch) in batches.iter().enumerate() {
         let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
         let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-        let pass = model.forward(batch, PassOptions { keep_blocks: options.keep_blocks, mode })?;
+        let pass_options = PassOptions { keep_blocks: options.keep_blocks, mode };
+        let dlogps = vec![-1.0 / supervised as f64; batch.targets.len()];
+        let pass = model.forward_with_dlogps(batch, pass_options, &dlogps, grads)?;
         let loss = cross_entropy(pass.per_token_logps(), supervised)?;
         let value = halter_core::train::pass::scalar(&loss)?;
         figures.add(batch, value * supervised as f64, &pass.is_best());

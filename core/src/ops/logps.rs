@@ -1,8 +1,9 @@
 //! The head: per-token log-probabilities, without ever holding the logits of a batch.
 //!
-//! Rows go through in chunks. Forward keeps one number per row, the log-sum-exp, and the logits of
-//! the last chunk, whose memory is there anyway; backward begins with these, computes those of the
-//! other chunks again, and turns them into their gradient in place.
+//! Rows go through in chunks. Where the gradient of the loss is known beforehand, a chunk's logits
+//! are turned into their gradient in place and used up at once. Otherwise forward keeps one number
+//! per row, the log-sum-exp, and the logits of the last chunk, whose memory is there anyway; backward
+//! begins with these and computes those of the other chunks again.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -35,6 +36,15 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
 }
 
+/// Where the gradients of the head go.
+#[derive(Clone, Copy)]
+pub struct Gradients<'a> {
+    /// `(rows, hidden)`, written.
+    pub dhidden: &'a Tensor,
+    /// `(vocabulary, hidden)`, if wanted, added to.
+    pub dweight: Option<&'a Tensor>,
+}
+
 /// Log-probabilities of `entries`, sorted by row, under `softmax(hidden · weightᵀ)`. Shapes:
 /// `hidden (rows, hidden)`, `weight (vocabulary, hidden)`.
 pub fn forward(
@@ -43,13 +53,70 @@ pub fn forward(
     weight: &Tensor,
     entries: &[Target],
 ) -> Result<Logps> {
+    let mut last = None;
+    let mut found = each_chunk(ctx, hidden, weight, entries, |_, logits, _| {
+        last = Some(logits);
+        Ok(())
+    })?;
+    found.last = last;
+    Ok(found)
+}
+
+/// [`forward`], and [`backward`] with it, for `dlogps` that are known beforehand.
+pub fn forward_and_backward(
+    ctx: &Context,
+    hidden: &Tensor,
+    weight: &Tensor,
+    entries: &[Target],
+    dlogps: &[f64],
+    gradients: Gradients,
+) -> Result<Logps> {
+    let mut rest = dlogps;
+    each_chunk(ctx, hidden, weight, entries, |chunk, logits, lse| {
+        let (dlogps, after) = rest.split_at(chunk.entries.len());
+        rest = after;
+        chunk.backward(ctx, (hidden, weight), logits, lse, dlogps, gradients)
+    })
+}
+
+/// Given d(loss)/d(logps) of what [`forward`] found.
+pub fn backward(
+    ctx: &Context,
+    hidden: &Tensor,
+    weight: &Tensor,
+    entries: &[Target],
+    mut saved: Logps,
+    dlogps: &[f64],
+    gradients: Gradients,
+) -> Result<()> {
+    let mut rest = dlogps;
+    let chunks: Vec<Chunk> = Chunks::new(hidden.dim(0)?, weight.dim(0)?, entries).collect();
+    for chunk in chunks.into_iter().rev() {
+        let (before, dlogps) = rest.split_at(rest.len() - chunk.entries.len());
+        rest = before;
+        let logits = match saved.last.take() {
+            Some(logits) => logits,
+            None => chunk.logits(ctx, hidden, weight)?,
+        };
+        let lse = &saved.lse[chunk.start..chunk.start + chunk.rows];
+        chunk.backward(ctx, (hidden, weight), logits, lse, dlogps, gradients)?;
+    }
+    Ok(())
+}
+
+/// Log-probs chunk by chunk; `use_up` gets each chunk's logits and log-sum-exps.
+fn each_chunk(
+    ctx: &Context,
+    hidden: &Tensor,
+    weight: &Tensor,
+    entries: &[Target],
+    mut use_up: impl FnMut(&Chunk, Buffer, &[f64]) -> Result<()>,
+) -> Result<Logps> {
     let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
     let mut lse = Vec::with_capacity(rows);
     let mut logps = Vec::with_capacity(entries.len());
     let mut is_best = Vec::with_capacity(entries.len());
-    let mut last = None;
     for chunk in Chunks::new(rows, vocabulary, entries) {
-        drop(last.take());
         let logits = chunk.logits(ctx, hidden, weight)?;
         let (statistics, picked) = if ctx.is_fused(&logits) {
             let logits = slices::read(&logits)?;
@@ -66,66 +133,11 @@ pub fn forward(
             is_best.push(logit >= max);
         }
         lse.extend(statistics.iter().map(|&(_, lse)| lse));
-        last = Some(logits);
+        use_up(&chunk, logits, &lse[chunk.start..])?;
     }
     let dtype = if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logps = Tensor::from_vec(logps, entries.len(), hidden.device())?.to_dtype(dtype)?;
-    Ok(Logps { logps, lse, is_best, last })
-}
-
-/// Given d(loss)/d(logps): `dhidden` is written, `dweight` (if wanted) added to.
-#[allow(clippy::too_many_arguments)]
-pub fn backward(
-    ctx: &Context,
-    hidden: &Tensor,
-    weight: &Tensor,
-    entries: &[Target],
-    mut saved: Logps,
-    dlogps: &[f64],
-    dhidden: &Tensor,
-    dweight: Option<&Tensor>,
-) -> Result<()> {
-    let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
-    let mut rest = dlogps;
-    let chunks: Vec<Chunk> = Chunks::new(rows, vocabulary, entries).collect();
-    for chunk in chunks.into_iter().rev() {
-        let (before, dlogps) = rest.split_at(rest.len() - chunk.entries.len());
-        rest = before;
-        let logits = match saved.last.take() {
-            Some(logits) => logits,
-            None => chunk.logits(ctx, hidden, weight)?,
-        };
-        let hidden = hidden.narrow(0, chunk.start, chunk.rows)?;
-        let lse = &saved.lse[chunk.start..chunk.start + chunk.rows];
-        // d(logits) of a row = Σ_entries g·(onehot − softmax).
-        let mut row_weights = vec![0f64; chunk.rows];
-        for (entry, g) in chunk.entries.iter().zip(dlogps) {
-            row_weights[entry.row as usize - chunk.start] += g;
-        }
-        let dlogits = if ctx.is_fused(&logits) {
-            slices::write(&logits, |logits| {
-                logits.par_chunks_mut(vocabulary).zip(lse).zip(&row_weights).for_each(
-                    |((row, &lse), &weight)| {
-                        let (lse, weight) = (lse as f32, weight as f32);
-                        vectorize!(row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
-                    },
-                );
-                for (entry, g) in chunk.entries.iter().zip(dlogps) {
-                    let row = entry.row as usize - chunk.start;
-                    logits[row * vocabulary + entry.token as usize] += *g as f32;
-                }
-            })?;
-            logits
-        } else {
-            composed_gradient(&logits, &chunk, lse, &row_weights, dlogps)?.into()
-        };
-        let dhidden = dhidden.narrow(0, chunk.start, chunk.rows)?;
-        linear::backward_input(ctx, &dlogits, weight, Into::Overwrite, &dhidden)?;
-        if let Some(dweight) = dweight {
-            linear::backward_weight(ctx, &dlogits, &hidden, dweight)?;
-        }
-    }
-    Ok(())
+    Ok(Logps { logps, lse, is_best, last: None })
 }
 
 /// Consecutive rows and the entries that they predict.
@@ -141,6 +153,48 @@ impl Chunk<'_> {
         let logits = ctx.empty((self.rows, weight.dim(0)?), &hidden)?;
         linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
         Ok(logits)
+    }
+
+    /// The chunk's part of the gradients. `logits` become their own gradient: that of a row is
+    /// Σ_entries g·(onehot − softmax).
+    fn backward(
+        &self,
+        ctx: &Context,
+        (hidden, weight): (&Tensor, &Tensor),
+        logits: Buffer,
+        lse: &[f64],
+        dlogps: &[f64],
+        gradients: Gradients,
+    ) -> Result<()> {
+        let vocabulary = weight.dim(0)?;
+        let mut row_weights = vec![0f64; self.rows];
+        for (entry, g) in self.entries.iter().zip(dlogps) {
+            row_weights[entry.row as usize - self.start] += g;
+        }
+        let dlogits = if ctx.is_fused(&logits) {
+            slices::write(&logits, |logits| {
+                logits.par_chunks_mut(vocabulary).zip(lse).zip(&row_weights).for_each(
+                    |((row, &lse), &weight)| {
+                        let (lse, weight) = (lse as f32, weight as f32);
+                        vectorize!(row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
+                    },
+                );
+                for (entry, g) in self.entries.iter().zip(dlogps) {
+                    let row = entry.row as usize - self.start;
+                    logits[row * vocabulary + entry.token as usize] += *g as f32;
+                }
+            })?;
+            logits
+        } else {
+            composed_gradient(&logits, self, lse, &row_weights, dlogps)?.into()
+        };
+        let hidden = hidden.narrow(0, self.start, self.rows)?;
+        let dhidden = gradients.dhidden.narrow(0, self.start, self.rows)?;
+        linear::backward_input(ctx, &dlogits, weight, Into::Overwrite, &dhidden)?;
+        match gradients.dweight {
+            Some(dweight) => linear::backward_weight(ctx, &dlogits, &hidden, dweight),
+            None => Ok(()),
+        }
     }
 }
 

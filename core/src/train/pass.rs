@@ -15,7 +15,7 @@ use crate::model::Decoder;
 use crate::model::block::{Kept, Surroundings};
 use crate::model::linear::PassMode;
 use crate::model::param::{Grads, Param};
-use crate::ops::logps::{self, Logps};
+use crate::ops::logps::{self, Gradients, Logps};
 use crate::ops::rope::Angles;
 use crate::ops::{Context, clear, embedding, linear, on_a_worker, rms_norm};
 use crate::{Error, ErrorKind, Result};
@@ -62,6 +62,9 @@ struct Head {
     normed: Buffer,
     rstd: Buffer,
     logps: Logps,
+    /// Where the loss's gradient was known beforehand: it, in the batch's order, and that of
+    /// `normed`, which follows from it.
+    known: Option<(Vec<f64>, Buffer)>,
 }
 
 impl Decoder {
@@ -70,10 +73,36 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, or no target.
     pub fn forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
-        on_a_worker(|| self.run_forward(batch, options))
+        on_a_worker(|| self.run_forward(batch, options, None))
     }
 
-    fn run_forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
+    /// [`Self::forward`] for a loss whose gradient with respect to the log-probs is known beforehand
+    /// to be `dlogps`, as that of a cross-entropy is: the logits are used up as soon as they are
+    /// there. The gradients of the head are added to `grads` now, the others by [`Pass::backward`].
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and not one number per target.
+    pub fn forward_with_dlogps<'a>(
+        &'a self,
+        batch: &'a PackedBatch,
+        options: PassOptions,
+        dlogps: &[f64],
+        grads: &Grads,
+    ) -> Result<Pass<'a>> {
+        if dlogps.len() != batch.targets.len() {
+            let (got, expected) = (dlogps.len(), batch.targets.len());
+            let message = format!("expected the gradient of {expected} log-probs, got {got}");
+            return Err(Error::new(ErrorKind::Tensor, message));
+        }
+        on_a_worker(|| self.run_forward(batch, options, Some((dlogps, grads))))
+    }
+
+    fn run_forward<'a>(
+        &'a self,
+        batch: &'a PackedBatch,
+        options: PassOptions,
+        known: Option<(&[f64], &Grads)>,
+    ) -> Result<Pass<'a>> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, options.mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
@@ -88,7 +117,7 @@ impl Decoder {
             }
             x = y;
         }
-        let head = Head::new(self, batch, &x)?;
+        let head = Head::new(self, batch, &x, known)?;
         let leaf = Var::from_tensor(&head.logps_in_order()?)?;
         Ok(Pass { model: self, batch, options, angles, blocks, head, leaf })
     }
@@ -101,7 +130,7 @@ impl Decoder {
     pub fn evaluate(&self, batch: &PackedBatch, mode: PassMode) -> Result<(Tensor, Vec<bool>)> {
         on_a_worker(|| {
             let x = self.hidden_states(batch, mode)?;
-            let head = Head::new(self, batch, &x)?;
+            let head = Head::new(self, batch, &x, None)?;
             Ok((head.logps_in_order()?, head.is_best_in_order()))
         })
     }
@@ -152,7 +181,12 @@ impl Decoder {
 }
 
 impl Head {
-    fn new(model: &Decoder, batch: &PackedBatch, x: &Tensor) -> Result<Self> {
+    fn new(
+        model: &Decoder,
+        batch: &PackedBatch,
+        x: &Tensor,
+        known: Option<(&[f64], &Grads)>,
+    ) -> Result<Self> {
         if batch.targets.is_empty() {
             return Err(Error::data("a batch with no trained token"));
         }
@@ -173,8 +207,20 @@ impl Head {
         let hidden = embedding::forward(ctx, x, &rows)?;
         let norm = model.norm.widened(ctx)?;
         let (normed, rstd) = rms_norm::forward(ctx, &hidden, &norm, model.config.rms_norm_eps)?;
-        let logps = logps::forward(ctx, &normed, &*model.head().widened(ctx)?, &entries)?;
-        Ok(Self { rows, entries, order, hidden, normed, rstd, logps })
+        let weight = model.head().widened(ctx)?;
+        let (logps, known) = match known {
+            None => (logps::forward(ctx, &normed, &weight, &entries)?, None),
+            Some((dlogps, grads)) => {
+                let dnormed = ctx.empty(normed.shape(), &normed)?;
+                let gradients = Gradients { dhidden: &dnormed, dweight: model.head().grad(grads) };
+                let by_row: Vec<f64> = order.iter().map(|&target| dlogps[target]).collect();
+                let logps = logps::forward_and_backward(
+                    ctx, &normed, &weight, &entries, &by_row, gradients,
+                )?;
+                (logps, Some((dlogps.to_vec(), dnormed)))
+            }
+        };
+        Ok(Self { rows, entries, order, hidden, normed, rstd, logps, known })
     }
 
     /// From the order by rows to that of the batch's targets.
@@ -204,19 +250,29 @@ impl Head {
         grads: &Grads,
     ) -> Result<Buffer> {
         let ctx: &Context = &model.ctx;
-        let dlogps: Vec<f64> = self.order.iter().map(|&target| dlogps[target]).collect();
-        let weight = model.head();
-        let dnormed = ctx.empty(self.normed.shape(), &self.normed)?;
-        logps::backward(
-            ctx,
-            &self.normed,
-            &*weight.widened(ctx)?,
-            &self.entries,
-            self.logps,
-            &dlogps,
-            &dnormed,
-            weight.grad(grads),
-        )?;
+        let dnormed = match self.known {
+            Some((known, dnormed)) => {
+                refuse_other(dlogps, &known)?;
+                dnormed
+            }
+            None => {
+                let dlogps: Vec<f64> = self.order.iter().map(|&target| dlogps[target]).collect();
+                let head = model.head();
+                let dnormed = ctx.empty(self.normed.shape(), &self.normed)?;
+                let gradients = Gradients { dhidden: &dnormed, dweight: head.grad(grads) };
+                let (normed, weight) = (&self.normed, head.widened(ctx)?);
+                logps::backward(
+                    ctx,
+                    normed,
+                    &weight,
+                    &self.entries,
+                    self.logps,
+                    &dlogps,
+                    gradients,
+                )?;
+                dnormed
+            }
+        };
         let dhidden = ctx.empty(self.hidden.shape(), &self.hidden)?;
         clear(&dhidden)?;
         let norm = model.norm.widened(ctx)?;
@@ -227,6 +283,14 @@ impl Head {
         embedding::backward(ctx, &self.rows, None, &dhidden, &d)?;
         Ok(d)
     }
+}
+
+/// Refuses a loss of another gradient than the one that the pass was told, but for rounding.
+fn refuse_other(dlogps: &[f64], known: &[f64]) -> Result<()> {
+    let differs = |(got, expected): &(&f64, &f64)| (*got - *expected).abs() > 1e-5 * expected.abs();
+    let Some((got, expected)) = dlogps.iter().zip(known).find(differs) else { return Ok(()) };
+    let message = format!("the loss has the gradient `{got}` where the pass was told `{expected}`");
+    Err(Error::new(ErrorKind::Tensor, message))
 }
 
 impl Pass<'_> {
