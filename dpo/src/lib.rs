@@ -1,0 +1,3 @@
+//! Direct preference optimisation and its relatives (Rafailov et al. 2023).
+
+pub mod loss;

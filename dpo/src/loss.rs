@@ -1,0 +1,1 @@
+//! Losses over the log-probs of preferred and dispreferred completions.

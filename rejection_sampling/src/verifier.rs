@@ -1,0 +1,1 @@
+//! Scorers that check an answer against what is known of it.
