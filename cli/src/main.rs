@@ -9,6 +9,7 @@ mod plan;
 mod progress;
 mod report;
 mod sft;
+mod train;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
