@@ -15,7 +15,7 @@ use super::{LossConfig, PairLogps, Sums, paired, per_token, reference_free};
 pub enum PairLoss {
     /// DPO, and with `label_smoothing` conservative DPO.
     Sigmoid,
-    /// DPO on log-ratios per token.
+    /// DPO on log-ratios per token: Lambert et al. 2024, Tülu 3 (arXiv 2411.15124).
     SigmoidNorm,
     /// SLiC on rewards.
     Hinge,
