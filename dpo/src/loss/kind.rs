@@ -261,7 +261,43 @@ impl FromStr for PairLoss {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+    use crate::loss::ReferenceLogps;
+
+    /// Log-ratios of 4 over 2 tokens and −3 over 3 tokens.
+    fn pair() -> PairLogps {
+        let one = |x: f64| Tensor::new(&[x], &Device::Cpu).unwrap();
+        PairLogps {
+            chosen: Sums { logps: one(-2.0), tokens: vec![2] },
+            rejected: Sums { logps: one(-9.0), tokens: vec![3] },
+            reference: Some(ReferenceLogps { chosen: one(-6.0), rejected: one(-6.0) }),
+            nll: None,
+        }
+    }
+
+    #[test]
+    fn some_losses_are_per_token() {
+        let config = LossConfig { beta: 0.5, ..LossConfig::default() };
+        let value =
+            |kind: PairLoss| kind.loss(&pair(), &config, 0.0).unwrap().to_vec1::<f64>().unwrap()[0];
+        // 4/2 + 3/3 = 3 and 4 + 3 = 7, of which IPO wants 1.
+        assert_eq!(value(PairLoss::Ipo), 4.0);
+        assert_eq!(value(PairLoss::IpoSum), 36.0);
+        assert!((value(PairLoss::SigmoidNorm) - (-1.5f64).exp().ln_1p()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn rewards_are_log_ratios_or_log_probs_times_beta() {
+        let rewards = |kind: PairLoss| {
+            let (chosen, rejected) = kind.rewards(&pair(), 0.5).unwrap();
+            [chosen, rejected].map(|x| x.to_vec1::<f64>().unwrap()[0])
+        };
+        assert_eq!(rewards(PairLoss::SigmoidNorm), [2.0, -1.5]);
+        assert_eq!(rewards(PairLoss::Simpo), [-0.5, -1.5]);
+        assert_eq!(rewards(PairLoss::Cpo), [-1.0, -4.5]);
+    }
 
     #[test]
     fn names_are_those_of_serde_and_parse() {
