@@ -73,6 +73,7 @@ fn every_loss_agrees_with_trl_in_value_gradient_and_rewards() {
             },
             reference: kind.needs_reference().then(|| reference.clone()),
             nll: None,
+            tokens_per_pair: None,
         };
         let what = format!("{kind} {config:?}");
         let reward_mean = case.get("reward_mean").map_or(0.0, number);

@@ -24,6 +24,7 @@ fn pair_loss(kind: PairLoss, inputs: &[Tensor], reference: [&[f64]; 2]) -> Resul
         rejected: Sums { logps: inputs[1].clone(), tokens: tokens(7) },
         reference: Some(ReferenceLogps { chosen: reference_chosen, rejected: reference_rejected }),
         nll: None,
+        tokens_per_pair: None,
     };
     // AOT is smoothed as well, so that both of its terms are looked at.
     let config = LossConfig { beta: 0.3, label_smoothing: 0.1, ..LossConfig::default() };

@@ -30,10 +30,10 @@ impl Default for SftOptions {
 
 impl MethodOptions for SftOptions {
     const KEYS: &'static [&'static str] = &["mask", "train_on_trailing", "completion_only_loss"];
-    const BUNDLED: (&'static str, &'static str) = (
+    const BUNDLED: Option<(&'static str, &'static str)> = Some((
         include_str!("../../examples/recipes/bundled-sft.toml"),
         "examples/recipes/bundled-sft.toml",
-    );
+    ));
 
     fn defaults() -> TrainConfig {
         TrainConfig { output: PathBuf::from("runs/sft"), ..TrainConfig::default() }

@@ -149,6 +149,17 @@ impl Param {
     pub(crate) fn freeze(&mut self) {
         self.slot = None;
     }
+
+    /// Gives it memory of its own, apart from the parameter that it was cloned from.
+    pub(crate) fn detach_and_freeze(&mut self) -> Result<()> {
+        if let Value::Dense(tensor) = &mut self.value {
+            let own = zeros(tensor.shape(), tensor.dtype(), tensor.device())?;
+            own.slice_set(tensor, 0, 0)?;
+            *tensor = own;
+        }
+        self.freeze();
+        Ok(())
+    }
 }
 
 /// See [`Param::widened`].

@@ -17,7 +17,7 @@ pub trait MethodOptions: Clone + Default + Serialize + DeserializeOwned {
     /// Their names.
     const KEYS: &'static [&'static str];
     /// The recipe of a run without model and data, and its path.
-    const BUNDLED: (&'static str, &'static str);
+    const BUNDLED: Option<(&'static str, &'static str)>;
 
     /// What a method does not share with [`TrainConfig::default`].
     fn defaults() -> TrainConfig;
@@ -45,13 +45,15 @@ impl<O: MethodOptions> Default for Config<O> {
 }
 
 impl<O: MethodOptions> Config<O> {
-    /// The bundled model on the bundled data.
+    /// The bundled model on the bundled data, where the method has such a recipe; else the defaults.
     ///
     /// # Errors
     /// Never: the recipe is part of the program.
     pub fn bundled() -> Result<Self> {
-        let (text, path) = O::BUNDLED;
-        Self::from_toml(text, Path::new(path))
+        match O::BUNDLED {
+            Some((text, path)) => Self::from_toml(text, Path::new(path)),
+            None => Ok(Self::default()),
+        }
     }
 
     /// Reads a configuration; keys it does not know are refused.

@@ -43,7 +43,7 @@ pub enum PairLoss {
     ApoDown,
     /// DiscoPOP; `discopop_tau`.
     Discopop,
-    /// NLL of the chosen completions, per token.
+    /// NLL of the chosen completions, per token; see [`PairLogps::tokens_per_pair`].
     Sft,
     /// SimPO; `simpo_gamma`.
     Simpo,
@@ -179,7 +179,10 @@ impl PairLoss {
             Self::ApoZero => of_rewards(paired::apo_zero),
             Self::ApoDown => of_rewards(paired::apo_down),
             Self::Discopop => paired::discopop(&margin()?, config.discopop_tau),
-            Self::Sft => nll(),
+            Self::Sft => match logps.tokens_per_pair {
+                Some(tokens) => Ok((logps.nll.as_ref().unwrap_or(chosen).logps.neg()? / tokens)?),
+                None => nll(),
+            },
             Self::Simpo => {
                 let (chosen, rejected) = (chosen.per_token()?, rejected.per_token()?);
                 let gamma = config.simpo_gamma;
@@ -274,6 +277,7 @@ mod tests {
             rejected: Sums { logps: one(-9.0), tokens: vec![3] },
             reference: Some(ReferenceLogps { chosen: one(-6.0), rejected: one(-6.0) }),
             nll: None,
+            tokens_per_pair: None,
         }
     }
 

@@ -72,6 +72,9 @@ pub struct PairLogps {
     /// The chosen completions as [`reference_free::nll`] is to count them, where other tokens
     /// count there than in `chosen` (the formatting tokens, or the prompt).
     pub nll: Option<Sums>,
+    /// Chosen tokens of a mean pair of the whole step, with which `sft` weighs every token alike, as
+    /// TRL does; without it, every pair.
+    pub tokens_per_pair: Option<f64>,
 }
 
 impl PairLogps {

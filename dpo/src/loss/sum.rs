@@ -193,6 +193,7 @@ mod tests {
             rejected: Sums { logps: one(-8.0), tokens: vec![4] },
             reference: Some(reference),
             nll: None,
+            tokens_per_pair: None,
         }
     }
 
