@@ -93,8 +93,9 @@ mod tests {
 
     #[test]
     fn nll_is_per_token() {
-        let logps = Tensor::new(&[-6f64, -6.0], &Device::Cpu).unwrap();
-        let loss = nll(&Sums { logps, tokens: vec![3, 4] }).unwrap();
-        assert_eq!(loss.to_vec1::<f64>().unwrap(), [2.0, 1.5]);
+        // The last completion has no counted token.
+        let logps = Tensor::new(&[-6f64, -6.0, 0.0], &Device::Cpu).unwrap();
+        let loss = nll(&Sums { logps, tokens: vec![3, 4, 0] }).unwrap();
+        assert_eq!(loss.to_vec1::<f64>().unwrap(), [2.0, 1.5, 0.0]);
     }
 }
