@@ -23,7 +23,8 @@ pub struct Param {
 pub enum Value {
     /// In the type of the computation, ready for use; the only form that can be trained.
     Dense(Tensor),
-    /// As it lies in its file: bf16, f16 or quantized, widened into scratch at every use.
+    /// As it lies in its file: bf16, f16 or quantized, widened into scratch at every use in
+    /// training, a few rows at a time in generation.
     Stored(StoredTensor),
 }
 
