@@ -42,7 +42,8 @@ def steps(channel):
     codes = [compile("\n".join(lines[name]), name, "exec", 0, True) for name in names]
     return map(
         functools.partial.__call__,
-        [functools.partial(exec, code, module.__dict__) for code in codes]
+        [functools.partial(begun.release)]
+        + [functools.partial(exec, code, module.__dict__) for code in codes]
         + [functools.partial(os.write, channel, secret), functools.partial(os._exit, 0)],
     )
 
@@ -70,6 +71,8 @@ def fail(channel):
 
 lines = {}
 reasons = []
+begun = _thread.allocate_lock()
+begun.acquire()
 channel = os.dup(1)
 os.dup2(2, 1)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -80,6 +83,7 @@ try:
 except BaseException as error:
     reasons.append(type(error).__name__ + ": " + str(error))
     fail(channel)
+begun.acquire()
 while _thread._count():
     time.sleep(0.005)
 fail(channel)
