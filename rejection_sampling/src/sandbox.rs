@@ -7,7 +7,7 @@ mod elsewhere;
 mod layers;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod linux;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;
 
 use std::path::{Component, Path, PathBuf};

@@ -139,7 +139,7 @@ fn rules(processes: bool) -> Result<Vec<(i64, SeccompRule)>, BackendError> {
         is(libc::SYS_ioctl, 1, FIOSETOWN),
         is(libc::SYS_ioctl, 1, SIOCSPGRP),
         // Input to a terminal.
-        is(libc::SYS_ioctl, 1, libc::TIOCSTI as u64),
+        is(libc::SYS_ioctl, 1, libc::TIOCSTI),
     ];
     for flag in NEW_NAMESPACES.map(|flag| flag as u32 as u64) {
         rules.push(when(libc::SYS_clone, 0, SeccompCmpOp::MaskedEq(flag), flag));

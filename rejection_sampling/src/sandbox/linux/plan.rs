@@ -162,7 +162,7 @@ pub(super) fn resource_limits(limits: &Limits, namespaces: bool) -> [(u32, u64);
         let mut has = libc::rlimit { rlim_cur: 0, rlim_max: u64::MAX };
         // SAFETY: the structure outlives the call, which leaves it alone where it fails.
         unsafe { libc::getrlimit(resource, &raw mut has) };
-        (resource as u32, wanted.min(has.rlim_max))
+        (resource, wanted.min(has.rlim_max))
     })
 }
 
