@@ -63,11 +63,11 @@ impl Sampling {
     /// decides, uniform in [0, 1).
     pub(super) fn pick(&self, logits: &mut [f32], seen: &[u32], draw: f64) -> u32 {
         if self.repetition_penalty != 1.0 {
-            let seen: HashSet<u32> = seen.iter().copied().collect();
-            for logit in seen.iter().filter_map(|&id| logits.get(id as usize).copied().map(|l| (id, l))) {
-                let (id, logit) = logit;
-                let penalty = self.repetition_penalty;
-                logits[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+            let penalty = self.repetition_penalty;
+            for id in seen.iter().copied().collect::<HashSet<u32>>() {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                }
             }
         }
         if self.temperature == 0.0 {
