@@ -28,7 +28,7 @@ fn prompt(row: usize) -> Vec<u32> {
     // Several begin alike, over more than a page.
     let shared = (0..40).map(|i| (i * 31 % 211) as u32);
     let own = (0..(row * 7) % 23 + 1).map(|i| ((i + 1) * (row + 3) * 7919 % 211) as u32);
-    if row % 3 == 0 { shared.chain(own).collect() } else { own.collect() }
+    if row.is_multiple_of(3) { shared.chain(own).collect() } else { own.collect() }
 }
 
 fn request(row: usize, completions: usize, sampling: Sampling) -> Request {

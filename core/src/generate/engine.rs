@@ -155,7 +155,9 @@ impl<'m> Engine<'m> {
             return Err(Error::data(message));
         }
         if request.completions == 0 || request.max_new_tokens == 0 {
-            return Err(Error::config("no token is wanted: expected at least one completion of one"));
+            return Err(Error::config(
+                "no token is wanted: expected at least one completion of one",
+            ));
         }
         let tokens = request.prompt.len() + request.max_new_tokens;
         // The prompt's last page is held beside its copy.
@@ -424,9 +426,8 @@ fn likeliest_few(logits: &[f32], count: usize) -> Vec<u32> {
         return Vec::new();
     }
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_rank = |&a: &u32, &b: &u32| {
-        logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
-    };
+    let by_rank =
+        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
     let count = count.min(ids.len());
     ids.select_nth_unstable_by(count - 1, by_rank);
     ids.truncate(count);

@@ -99,30 +99,21 @@ fn embed(ctx: &Context, embedding: &Param, tokens: &[u32]) -> Result<Buffer> {
 }
 
 /// The outputs of layers that share their input.
-fn outputs<const N: usize>(
-    ctx: &Context,
-    x: &Tensor,
-    layers: [&Linear; N],
-) -> Result<[Buffer; N]> {
+fn outputs<const N: usize>(ctx: &Context, x: &Tensor, layers: [&Linear; N]) -> Result<[Buffer; N]> {
     let mut made = Vec::with_capacity(N);
     for layer in layers {
         made.push(ctx.empty((x.dim(0)?, layer.weight.dims()[0]), x)?);
     }
-    let into: Vec<(&Linear, Into, &Tensor)> = layers
-        .iter()
-        .zip(&made)
-        .map(|(&layer, y)| (layer, Into::Overwrite, &**y))
-        .collect();
+    let into: Vec<(&Linear, Into, &Tensor)> =
+        layers.iter().zip(&made).map(|(&layer, y)| (layer, Into::Overwrite, &**y)).collect();
     apply(ctx, x, &into)?;
     made.try_into().map_err(|_| crate::Error::model("as many outputs as layers"))
 }
 
 /// Layers with their biases and adapters, without dropout.
 fn apply(ctx: &Context, x: &Tensor, layers: &[(&Linear, Into, &Tensor)]) -> Result<()> {
-    let all: Vec<Decode> = layers
-        .iter()
-        .map(|&(layer, into, y)| Decode { weight: &layer.weight, into, y })
-        .collect();
+    let all: Vec<Decode> =
+        layers.iter().map(|&(layer, into, y)| Decode { weight: &layer.weight, into, y }).collect();
     linear::decode(ctx, x, &all)?;
     for &(layer, _, y) in layers {
         if let Some(bias) = &layer.bias {

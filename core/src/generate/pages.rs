@@ -173,9 +173,7 @@ impl Layer {
             .enumerate()
             .for_each_init(Vec::new, |scores, (at, (output, q))| {
                 let (place, head) = (places[at / kv_heads], at % kv_heads);
-                for (output, q) in
-                    output.chunks_mut(QUERIES * dim).zip(q.chunks(QUERIES * dim))
-                {
+                for (output, q) in output.chunks_mut(QUERIES * dim).zip(q.chunks(QUERIES * dim)) {
                     let queries = q.len() / dim;
                     vectorize!(match queries {
                         1 => self.attend_some::<1>(place, head, q, output, scores),
