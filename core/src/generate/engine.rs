@@ -14,9 +14,11 @@
 
 use std::collections::VecDeque;
 
+use rayon::prelude::*;
+
 use super::forward::{Input, forward, logits};
 use super::pages::{Name, PAGE, PageId, Pages, name};
-use super::sampling::{Sampling, draw, likeliest, log_sum_exp};
+use super::sampling::{Sampling, draw, log_sum_exp};
 use crate::model::Decoder;
 use crate::ops::attention::Shape;
 use crate::ops::{on_a_worker, slices};
@@ -206,7 +208,7 @@ impl<'m> Engine<'m> {
 
     fn run_step(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
-        self.begin_completions(&mut events);
+        self.begin_completions(&mut events)?;
         let chunks = self.take_chunks();
         for completion in &mut self.running {
             if completion.tokens.len() > completion.pages.len() * PAGE {
@@ -231,26 +233,27 @@ impl<'m> Engine<'m> {
             return Ok(events);
         }
         let x = forward(self.model, &mut self.pages, &inputs)?;
-        let mut rows = Vec::new();
-        if !wanted.is_empty() {
-            let logits = logits(self.model, &x, &wanted)?;
-            let logits = slices::read(&logits)?;
-            let vocabulary = self.model.config.vocab_size;
-            rows.extend(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec));
-        }
-        let mut rows = rows.into_iter();
-        for (completion, mut row) in self.running.iter_mut().zip(&mut rows) {
-            events.push(completion.extend(&mut row));
-        }
+        let vocabulary = self.model.config.vocab_size;
+        let logits = logits(self.model, &x, &wanted)?;
+        let logits = slices::read(&logits)?;
+        let (of_running, of_prompts) = logits.split_at(self.running.len() * vocabulary);
+        let drawn: Result<Vec<Event>> = self
+            .running
+            .par_iter_mut()
+            .zip(of_running.par_chunks_exact(vocabulary))
+            .map_init(Vec::new, |scratch, (completion, logits)| completion.extend(logits, scratch))
+            .collect();
+        events.extend(drawn?);
+        let mut of_prompts = of_prompts.chunks_exact(vocabulary);
         for (prompt, &end) in self.waiting.iter_mut().zip(&chunks) {
             let computed = end > prompt.done;
             prompt.done = end;
             prompt.christen(&mut self.pages);
             if computed && end == prompt.request.prompt.len() {
-                prompt.logits = rows.next();
+                prompt.logits = of_prompts.next().map(<[f32]>::to_vec);
             }
         }
-        self.begin_completions(&mut events);
+        self.begin_completions(&mut events)?;
         let finished: Vec<(u64, usize)> = events
             .iter()
             .filter(|event| event.finish.is_some())
@@ -296,16 +299,16 @@ impl<'m> Engine<'m> {
     }
 
     /// Begins completions of computed prompts, in their order, while there is room for all of each.
-    fn begin_completions(&mut self, events: &mut Vec<Event>) {
+    fn begin_completions(&mut self, events: &mut Vec<Event>) -> Result<()> {
         while let Some(prompt) = self.waiting.front_mut() {
-            let Some(logits) = &prompt.logits else { return };
+            let Some(logits) = &prompt.logits else { break };
             let Request { prompt: tokens, completions, .. } = &prompt.request;
             let whole = tokens.len() / PAGE;
             let wanted = prompt.request.pages_of_a_completion();
             let reserved: usize = self.running.iter().map(|other| other.reserved).sum();
             let is_full = self.running.len() >= self.options.completions;
             if is_full || self.pages.available() < reserved + wanted {
-                return;
+                break;
             }
             let mut pages = prompt.pages[..whole].to_vec();
             pages.iter().for_each(|&page| self.pages.share(page));
@@ -324,7 +327,7 @@ impl<'m> Engine<'m> {
                 pages,
                 reserved,
             };
-            let event = completion.extend(&mut logits.clone());
+            let event = completion.extend(logits, &mut Vec::new())?;
             let goes_on = event.finish.is_none();
             events.push(event);
             prompt.begun += 1;
@@ -338,6 +341,7 @@ impl<'m> Engine<'m> {
                 done.pages.iter().for_each(|&page| self.pages.give_back(page));
             }
         }
+        Ok(())
     }
 
     /// Ends completions and gives their pages back.
@@ -390,24 +394,22 @@ impl Completion {
         Input { token: self.tokens[position], position, pages: &self.pages }
     }
 
-    /// Draws the next token from `logits`, which are spoilt.
-    fn extend(&mut self, logits: &mut [f32]) -> Event {
+    /// Draws the next token from `logits`; `scratch` is used again.
+    fn extend(&mut self, logits: &[f32], scratch: &mut Vec<f32>) -> Result<Event> {
         let Request { id, prompt, max_new_tokens, stop_tokens, sampling, seed, row, .. } =
             &self.request;
         let lse = log_sum_exp(logits);
-        let logprob = |logit: f32| (f64::from(logit) - lse) as f32;
+        if !lse.is_finite() {
+            return Err(Error::model("the model's logits are not finite numbers")
+                .hint("a weight may be NaN or infinite, or training diverged"));
+        }
+        let logprob = |token: u32| (f64::from(logits[token as usize]) - lse) as f32;
         let top = likeliest_few(logits, self.request.top_logprobs);
-        let top = top.into_iter().map(|token| (token, logprob(logits[token as usize]))).collect();
+        let top = top.into_iter().map(|token| (token, logprob(token))).collect();
         let position = (self.tokens.len() - prompt.len()) as u64;
-        let (token, logprob) = if *sampling == Sampling::GREEDY {
-            let token = likeliest(logits);
-            (token, logprob(logits[token as usize]))
-        } else {
-            let plain = logits.to_vec();
-            let token =
-                sampling.pick(logits, &self.tokens, draw(*seed, *row, self.index as u64, position));
-            (token, logprob(plain[token as usize]))
-        };
+        let draw = draw(*seed, *row, self.index as u64, position);
+        let token = sampling.pick(logits, &self.tokens, draw, scratch);
+        let logprob = logprob(token);
         self.tokens.push(token);
         let finish = if stop_tokens.contains(&token) {
             Some(Finish::Stop)
@@ -416,7 +418,7 @@ impl Completion {
         } else {
             None
         };
-        Event { request: *id, completion: self.index, token, logprob, top, finish }
+        Ok(Event { request: *id, completion: self.index, token, logprob, top, finish })
     }
 }
 

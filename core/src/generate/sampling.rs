@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use crate::ops::dropout::hash;
-use crate::ops::simd::{max, sum_exp, vectorize};
+use crate::ops::simd::{exp, max, sum, sum_exp, vectorize};
 use crate::{Error, Result};
 
 /// How tokens are drawn. The filters apply in the order of the fields, as in transformers.
@@ -59,70 +59,123 @@ impl Sampling {
         }
     }
 
-    /// A token from `logits (vocabulary,)`, which are spoilt. `seen` are the tokens so far; `draw`
-    /// decides, uniform in [0, 1).
-    pub(super) fn pick(&self, logits: &mut [f32], seen: &[u32], draw: f64) -> u32 {
+    /// A token from `logits (vocabulary,)`. `seen` are the tokens so far; `draw` decides, uniform in
+    /// [0, 1). `weights` is scratch.
+    pub(super) fn pick(
+        &self,
+        logits: &[f32],
+        seen: &[u32],
+        draw: f64,
+        weights: &mut Vec<f32>,
+    ) -> u32 {
+        weights.clear();
+        weights.extend_from_slice(logits);
         if self.repetition_penalty != 1.0 {
             let penalty = self.repetition_penalty;
             for id in seen.iter().copied().collect::<HashSet<u32>>() {
-                if let Some(logit) = logits.get_mut(id as usize) {
+                if let Some(logit) = weights.get_mut(id as usize) {
                     *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
                 }
             }
         }
         if self.temperature == 0.0 {
-            return likeliest(logits);
+            return likeliest(weights);
         }
         let inverse = 1.0 / self.temperature;
-        vectorize!(logits.iter_mut().for_each(|x| *x *= inverse));
-        let mut left = self.candidates(logits);
-        let largest = left.first().map_or(0.0, |&(_, logit)| logit);
-        let weight = |logit: f32| f64::from(logit - largest).exp();
-        if self.top_p < 1.0 {
-            let total: f64 = left.iter().map(|&(_, logit)| weight(logit)).sum();
-            let mut mass = 0.0;
-            let kept = left.iter().take_while(|&&(_, logit)| {
-                let before = mass;
-                mass += weight(logit) / total;
-                before < f64::from(self.top_p)
-            });
-            let kept = kept.count().max(1);
-            left.truncate(kept);
+        vectorize!({
+            let largest = max(weights);
+            weights.iter_mut().for_each(|w| *w = exp((*w - largest) * inverse));
+        });
+        if self.top_k == 0 && self.top_p >= 1.0 && self.min_p == 0.0 {
+            return draw_from_all(weights, draw);
         }
-        if self.min_p > 0.0 {
-            let least = f64::from(self.min_p);
-            left.retain(|&(_, logit)| weight(logit) >= least);
-        }
-        let total: f64 = left.iter().map(|&(_, logit)| weight(logit)).sum();
-        let mut rest = draw * total;
-        for &(id, logit) in &left {
-            rest -= weight(logit);
-            if rest < 0.0 {
-                return id;
-            }
-        }
-        left.last().map_or(0, |&(id, _)| id)
+        let left = self.filter(weights);
+        draw_from(&left, draw * left.iter().map(|&(_, weight)| f64::from(weight)).sum::<f64>())
     }
 
-    /// The tokens that may be drawn, likeliest first where their order matters: equal ones by their
-    /// id.
-    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f32)> {
-        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        let by_rank = |a: &(u32, f32), b: &(u32, f32)| -> Ordering {
-            b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-        };
-        if self.top_k > 0 && self.top_k < all.len() {
-            all.select_nth_unstable_by(self.top_k - 1, by_rank);
-            all.truncate(self.top_k);
-        } else if self.top_p >= 1.0 {
-            // Any order will do, but the largest must be known.
-            let largest = likeliest(logits) as usize;
-            all.swap(0, largest);
-            return all;
+    /// The tokens that may be drawn, with their weights, of which the largest is 1.
+    fn filter(&self, weights: &[f32]) -> Vec<(u32, f32)> {
+        // Likeliest first; equal ones by their id.
+        let by_rank = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let with_id = || (0..).zip(weights.iter().copied());
+        let limits_k = self.top_k > 0 && self.top_k < weights.len();
+        let mut left: Vec<(u32, f32)>;
+        if limits_k {
+            left = with_id().collect();
+            left.select_nth_unstable_by(self.top_k - 1, by_rank);
+            left.truncate(self.top_k);
+        } else if self.top_p < 1.0 {
+            // All tokens below this together have less than `1 − top_p` of the mass: none is among
+            // those that reach `top_p`.
+            let total: f64 = block_sums(weights).sum();
+            let least = (1.0 - f64::from(self.top_p)) * total / weights.len() as f64 * 0.999;
+            left = with_id().filter(|&(_, weight)| f64::from(weight) >= least).collect();
+            self.keep_top_p(&mut left, total, by_rank);
+        } else {
+            left = with_id().collect();
         }
-        all.sort_unstable_by(by_rank);
-        all
+        if limits_k && self.top_p < 1.0 {
+            let total = left.iter().map(|&(_, weight)| f64::from(weight)).sum();
+            self.keep_top_p(&mut left, total, by_rank);
+        }
+        if self.min_p > 0.0 {
+            left.retain(|&(_, weight)| weight >= self.min_p);
+        }
+        left
     }
+
+    /// Keeps the likeliest tokens that reach `top_p` of the mass `total`.
+    fn keep_top_p(
+        &self,
+        left: &mut Vec<(u32, f32)>,
+        total: f64,
+        by_rank: impl Fn(&(u32, f32), &(u32, f32)) -> Ordering,
+    ) {
+        left.sort_unstable_by(by_rank);
+        let mut mass = 0.0;
+        let kept = left.iter().take_while(|&&(_, weight)| {
+            let before = mass;
+            mass += f64::from(weight) / total;
+            before < f64::from(self.top_p)
+        });
+        let kept = kept.count().max(1);
+        left.truncate(kept);
+    }
+}
+
+/// The first token at which the weights add up to more than `rest`.
+fn draw_from(weights: &[(u32, f32)], mut rest: f64) -> u32 {
+    let mut last = 0;
+    for &(id, weight) in weights.iter().filter(|&&(_, weight)| weight > 0.0) {
+        rest -= f64::from(weight);
+        last = id;
+        if rest < 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+/// Weights that are added up first, so that few of them are looked at alone.
+const BLOCK: usize = 256;
+
+fn block_sums(weights: &[f32]) -> impl Iterator<Item = f64> {
+    weights.chunks(BLOCK).map(|block| f64::from(vectorize!(sum(block.len(), |i| block[i]))))
+}
+
+/// A token drawn by the weights of all.
+fn draw_from_all(weights: &[f32], draw: f64) -> u32 {
+    let mut rest = draw * block_sums(weights).sum::<f64>();
+    let blocks = weights.len().div_ceil(BLOCK);
+    for (block, mass) in block_sums(weights).enumerate() {
+        if rest < mass || block + 1 == blocks {
+            let ids = block * BLOCK..weights.len().min((block + 1) * BLOCK);
+            let of_block: Vec<_> = ids.map(|id| (id as u32, weights[id])).collect();
+            return draw_from(&of_block, rest);
+        }
+        rest -= mass;
+    }
+    0
 }
 
 /// The first of the largest.
@@ -157,7 +210,7 @@ mod tests {
         let mut counts = vec![0; logits.len()];
         for i in 0..n {
             let draw = (f64::from(i) + 0.5) / f64::from(n);
-            counts[sampling.pick(&mut logits.to_vec(), seen, draw) as usize] += 1;
+            counts[sampling.pick(logits, seen, draw, &mut Vec::new()) as usize] += 1;
         }
         counts.into_iter().map(|count| f64::from(count) / f64::from(n)).collect()
     }
@@ -193,10 +246,10 @@ mod tests {
     #[test]
     fn equal_logits_go_by_their_id() {
         let logits = vec![1.0f32; 9];
-        assert_eq!(Sampling::GREEDY.pick(&mut logits.clone(), &[], 0.0), 0);
+        assert_eq!(Sampling::GREEDY.pick(&logits, &[], 0.0, &mut Vec::new()), 0);
         let two = Sampling { top_k: 2, ..Sampling::default() };
         let ids: Vec<u32> =
-            [0.1, 0.9].map(|draw| two.pick(&mut logits.clone(), &[], draw)).to_vec();
+            [0.1, 0.9].map(|draw| two.pick(&logits, &[], draw, &mut Vec::new())).to_vec();
         assert_eq!(ids, [0, 1]);
     }
 
