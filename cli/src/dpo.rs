@@ -22,7 +22,13 @@ pub struct Args {
 pub struct DpoArgs {
     /// Loss, or a weighted sum of losses, as sigmoid:1,sft:0.2; kto and apo_zero_unpaired are of
     /// single completions
-    #[arg(long, alias = "loss_type", value_name = "LOSS", help_heading = "Preferences")]
+    #[arg(
+        long,
+        alias = "loss_type",
+        value_name = "LOSS",
+        value_parser = losses,
+        help_heading = "Preferences"
+    )]
     loss: Option<Losses>,
     /// How strongly the model is held to the reference
     #[arg(long, value_name = "BETA", help_heading = "Preferences")]
@@ -105,6 +111,14 @@ impl MethodArgs for DpoArgs {
         options.sync_ref_model |= self.sync_ref_model;
         options.train_on_trailing |= self.train_on_trailing;
     }
+}
+
+/// clap shows an error without its hint.
+fn losses(text: &str) -> Result<Losses, String> {
+    text.parse().map_err(|error: halter_core::Error| match error.remedy() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    })
 }
 
 /// Runs the subcommand.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use halter_core::data::branched::BranchedRow;
 use halter_core::data::encoded::Encoded;
+use halter_core::data::record::Record;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
 use halter_core::model::param::Grads;
@@ -74,6 +75,11 @@ impl Method for Dpo {
         let options = encode_options(config, source);
         let (tokenizer, template) = (source.tokenizer.clone(), source.template.clone());
         Arc::new(move |origin, record| {
+            if matches!(record, Record::Unpaired { .. }) {
+                return Err(Error::data("a single completion, where the loss is of pairs")
+                    .hint("completions with a verdict are of `--loss kto`")
+                    .at(&*origin.path, origin.line));
+            }
             let encoded =
                 encode_branches(record, origin, &tokenizer, template.as_deref(), &options)?;
             if let Some(row) = encoded.kept().filter(|row| row.branches.len() != 2) {
