@@ -82,6 +82,11 @@ struct Raw {
 
 impl Block {
     /// Its linear layers, in the order of the computation.
+    pub(super) fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// [`Self::linears`], to be changed.
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 7] {
         let Self { q, k, v, o, gate, up, down, .. } = self;
         [q, k, v, o, gate, up, down]
