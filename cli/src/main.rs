@@ -1,8 +1,11 @@
 //! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
+mod answering;
+mod chat;
 mod data;
 mod dpo;
 mod failure;
+mod generate;
 mod interrupt;
 mod logging;
 mod merge;
@@ -52,6 +55,8 @@ enum Command {
     Report(report::Args),
     Merge(merge::Args),
     Data(data::Args),
+    Generate(Box<generate::Args>),
+    Chat(Box<chat::Args>),
 }
 
 /// What every subcommand is given beside its own arguments.
@@ -86,6 +91,8 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
+        Command::Generate(args) => generate::run(*args, &context),
+        Command::Chat(args) => chat::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
