@@ -184,7 +184,11 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         Sink::Stdout => 0,
     };
     if first > 0 {
-        progress.note(&format!("resumed after {} of {}", first, counted(rows.len() as usize, "row")));
+        progress.note(&format!(
+            "resumed after {} of {}",
+            first,
+            counted(rows.len() as usize, "row")
+        ));
     }
     let request = Request {
         id: 0,
@@ -317,13 +321,21 @@ impl Told {
     fn line(&self) -> String {
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
         let completions = counted(self.completions, "completion");
-        format!("{completions}, {} tokens in {:.1} s, {rate:.0} tokens/s", self.tokens, self.seconds)
+        format!(
+            "{completions}, {} tokens in {:.1} s, {rate:.0} tokens/s",
+            self.tokens, self.seconds
+        )
     }
 }
 
 impl Work<'_> {
     /// Completes the rows from `first` on.
-    fn run(&self, first: u64, sink: &mut Sink, progress: &mut dyn Progress) -> anyhow::Result<Told> {
+    fn run(
+        &self,
+        first: u64,
+        sink: &mut Sink,
+        progress: &mut dyn Progress,
+    ) -> anyhow::Result<Told> {
         let interrupt = interrupt::on_ctrl_c()?;
         let options = self.args.model.engine(self.generator);
         let began = Instant::now();

@@ -12,6 +12,7 @@ mod merge;
 mod plan;
 mod progress;
 mod report;
+mod serve;
 mod sft;
 mod train;
 
@@ -57,6 +58,7 @@ enum Command {
     Data(data::Args),
     Generate(Box<generate::Args>),
     Chat(Box<chat::Args>),
+    Serve(Box<serve::Args>),
 }
 
 /// What every subcommand is given beside its own arguments.
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(args, &context),
         Command::Generate(args) => generate::run(*args, &context),
         Command::Chat(args) => chat::run(&args),
+        Command::Serve(args) => serve::run(&args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -154,11 +154,7 @@ impl Generator {
 
     /// An engine's options: `cache_tokens`, or what a third of the available memory holds, but no
     /// more than 65,536 and no less than one context or 1,024.
-    pub fn engine_options(
-        &self,
-        completions: usize,
-        cache_tokens: Option<usize>,
-    ) -> EngineOptions {
+    pub fn engine_options(&self, completions: usize, cache_tokens: Option<usize>) -> EngineOptions {
         let number = |shape: Shape| 2 * shape.kv_heads * shape.head_dim * size_of::<f32>();
         let token: usize = self.model.blocks.iter().map(|block| number(block.shape)).sum();
         let cache_tokens = cache_tokens.unwrap_or_else(|| {

@@ -95,7 +95,8 @@ mod tests {
     use super::*;
 
     fn tokenizer() -> Tokenizer {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny_chatml/tokenizer.json");
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny_chatml/tokenizer.json");
         Tokenizer::from_file(path, &[]).unwrap()
     }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tokenizers::decoders::DecoderWrapper;
 use tokenizers::PostProcessor;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 
 use crate::{Error, Result};
