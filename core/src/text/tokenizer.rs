@@ -343,3 +343,21 @@ fn added_around(plain: &[u32], all: &[u32], special: &[u32]) -> (usize, usize) {
 fn failed(what: &str, error: tokenizers::Error) -> Error {
     Error::text(format!("tokenizer {what}: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_tokens_spell_the_text() {
+        let text = "héllo\twörld 🦙 日本語\n\u{1}\u{ad}  end<|im_end|>";
+        for name in ["tiny_chatml", "tiny_llama3"] {
+            let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+            let path = Path::new(fixtures).join(name).join("tokenizer.json");
+            let tokenizer = Tokenizer::from_file(path, &[]).unwrap();
+            let ids = tokenizer.encode(text, false).unwrap().ids;
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+            assert_eq!(String::from_utf8(bytes).unwrap(), text, "{name}");
+        }
+    }
+}
