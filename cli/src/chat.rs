@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use halter_core::Error;
 use halter_core::data::record::Message;
 use halter_core::generate::Generator;
 use halter_core::generate::engine::{EngineOptions, Request};
@@ -12,7 +13,7 @@ use halter_core::generate::session::Session;
 
 use crate::answering::{MAX_NEW_TOKENS, ModelArgs, SamplingArgs, job};
 use crate::interrupt::INTERRUPTED;
-use crate::progress;
+use crate::{Context, progress};
 
 const HELP: &str = "\
 /reset        forget the conversation
@@ -65,7 +66,12 @@ impl<'a> Line<'a> {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    if context.json {
+        return Err(Error::config("`json` is given, and a chat has no summary")
+            .hint("`halter generate` writes JSON")
+            .into());
+    }
     let mut progress = progress::to_stderr();
     let sampling = args.sampling.sampling(0.7)?;
     let generator = args.model.open(None)?;

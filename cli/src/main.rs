@@ -94,8 +94,8 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
         Command::Generate(args) => generate::run(*args, &context),
-        Command::Chat(args) => chat::run(&args),
-        Command::Serve(args) => serve::run(&args),
+        Command::Chat(args) => chat::run(&args, &context),
+        Command::Serve(args) => serve::run(&args, &context),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -236,6 +236,7 @@ fn wrong_options_are_refused_before_anything_is_written() {
             &format!("{common} --top-p 0"),
             &format!("{common} --stop-token <nothing>"),
             "generate --model bundled",
+            "chat --json",
             "generate --model bundled --data m.jsonl:2",
             "generate --model bundled --data ids.jsonl --output ids.out",
             "generate --model bundled --data m.jsonl --max-new-tokens 0",

@@ -381,7 +381,9 @@ fn wrong_requests_are_refused_with_the_field_at_fault() {
     }
     insta::assert_snapshot!(told);
     let long = chat(json!({ "user": "x".repeat(6000) }));
-    let status = |method, path, headers, body| server.ask(method, path, headers, body).status;
+    let status = |method: &str, path: &str, headers: &str, body: &str| {
+        server.ask(method, path, headers, body).status
+    };
     assert_eq!(server.post(CHAT, &long).status, 413);
     assert_eq!(
         status("POST", CHAT, "content-type: text/plain\r\n", &chat(json!({})).to_string()),

@@ -70,6 +70,8 @@ struct Shared {
     include_usage: bool,
     token_ids: bool,
     max_tokens: Option<usize>,
+    /// Where the request does not say; what the context leaves limits it.
+    default_tokens: usize,
 }
 
 impl Server<'_> {
@@ -99,7 +101,8 @@ impl Server<'_> {
         fields.finish()?;
         let ids = self.generator.chat_prompt(&messages, tools.as_deref());
         let ids = ids.map_err(|error| Fault::of("messages", &error))?;
-        shared.max_tokens = newer.or(shared.max_tokens).or(self.max_new_tokens);
+        shared.max_tokens = newer.or(shared.max_tokens);
+        shared.default_tokens = self.max_new_tokens.unwrap_or(usize::MAX);
         shared.request.top_logprobs = logprobs.unwrap_or(0);
         let style = shared.style(true, logprobs);
         Ok(Ask { jobs: vec![self.job(&shared, ids, 0, "messages")?], style })
@@ -116,8 +119,7 @@ impl Server<'_> {
         fields.only("best_of", |best| best.as_u64() == Some(n as u64))?;
         fields.only("suffix", |suffix| suffix == "")?;
         fields.finish()?;
-        let max_tokens = *shared.max_tokens.get_or_insert(TEXT_TOKENS);
-        if max_tokens == 0 && !echo {
+        if shared.max_tokens == Some(0) && !echo {
             let message = "`max_tokens` is `0`: expected at least 1 without `echo`";
             return Err(Fault::field("max_tokens", message));
         }
@@ -182,6 +184,7 @@ impl Server<'_> {
             include_usage: stream_options(fields, stream)?,
             token_ids: fields.flag("return_tokens_as_token_ids")?,
             max_tokens: fields.count("max_tokens", least_tokens..=usize::MAX)?,
+            default_tokens: TEXT_TOKENS,
         })
     }
 
@@ -252,7 +255,7 @@ impl Server<'_> {
                             prompt.len()
                         )));
                     }
-                    wanted => wanted.unwrap_or(room),
+                    wanted => wanted.unwrap_or(shared.default_tokens.min(room)),
                 }
             }
         };

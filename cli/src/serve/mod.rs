@@ -20,11 +20,12 @@ use anyhow::{Context as _, anyhow};
 use axum::serve::ListenerExt;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::{Error, ErrorKind};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::answering::ModelArgs;
-use crate::{interrupt, progress};
+use crate::{Context, interrupt, progress};
 use routes::App;
 
 /// How often the server looks whether it is to end.
@@ -68,7 +69,7 @@ pub struct Args {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
     if args.api_key.as_deref() == Some("") {
         return Err(Error::config("`api-key` is empty: expected a key").into());
@@ -118,6 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         progress.note("anybody who reaches this machine may use the server: there is no --api-key");
     }
     progress.note(&format!("serving {name} on http://{address}/v1"));
+    context.print_json(&json!({ "model": name, "base_url": format!("http://{address}/v1") }))?;
     let limit = Duration::from_secs(args.shutdown_seconds);
     let served = runtime.block_on(async {
         let router = routes::router(app, args.max_request_bytes);
