@@ -206,7 +206,9 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     if let Sink::File(file) = sink {
         file.finish()?;
     }
-    progress.note(&told.line());
+    if told.completions > 0 {
+        progress.note(&told.line());
+    }
     context.print_json(&json!({
         "output": args.output,
         "rows": rows.len(),

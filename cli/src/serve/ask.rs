@@ -164,7 +164,12 @@ impl Server<'_> {
             repetition_penalty: fields.number("repetition_penalty", plain.repetition_penalty)?,
             top_k: fields.count("top_k", 0..=usize::MAX)?.unwrap_or(plain.top_k),
         };
-        sampling.validate().map_err(|error| Fault::of("temperature", &error))?;
+        sampling.validate().map_err(|error| {
+            // The message begins with the option's name; fields have underscores.
+            let option = error.message().split('`').nth(1).unwrap_or_default();
+            let field = option.replace('-', "_");
+            Fault::field(&field, error.message().replacen(option, &field, 1))
+        })?;
         let stream = fields.flag("stream")?;
         let request = Request {
             id: 0,
