@@ -1,5 +1,5 @@
 //! `halter serve`, through a plain HTTP client.
-#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test whose preparation fails has failed")]
 
 mod support;
 

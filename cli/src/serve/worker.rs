@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use halter_core::generate::Generator;
@@ -68,11 +68,8 @@ pub fn work(
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
-        loop {
-            match tasks.try_recv() {
-                Ok(task) => worker.begin(task),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(task) = tasks.try_recv() {
+            worker.begin(task);
         }
         worker.cancel_unheard();
         worker.step();
