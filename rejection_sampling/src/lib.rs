@@ -2,4 +2,7 @@
 //! section 4.2.2).
 
 pub mod sandbox;
+pub mod scorer;
+pub mod selection;
+pub mod statistics;
 pub mod verifier;
