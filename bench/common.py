@@ -73,7 +73,8 @@ def operations(shape, mode, rows, length):
     elements = blocks * sum(rows * columns for rows, columns in matrices.values())
     elements += shape["vocab_size"] * shape["hidden_size"]
     attention = 6 * blocks * matrices["self_attn.q_proj"][0] * length
-    return rows * length * ({"full": 6, "lora": 4}[mode] * elements + attention)
+    per_element = {"full": 6, "lora": 4}.get(mode)
+    return per_element and rows * length * (per_element * elements + attention)
 
 
 def mfu(args, operations, seconds):
@@ -95,12 +96,29 @@ def write_rows(path, vocabulary, rows, length):
             file.write(json.dumps(line) + "\n")
 
 
+def write_pairs(path, vocabulary, pairs, length):
+    """Preference pairs of the same text: prompt and completions are half of `length` each."""
+    tokens = []
+    for line in ROWS.read_text().splitlines():
+        tokens += json.loads(line)["input_ids"]
+    half = length // 2
+    with open(path, "w") as file:
+        for pair in range(pairs):
+            part = lambda at: [tokens[(at + i) % len(tokens)] % vocabulary for i in range(half)]
+            at = 3 * pair * half
+            names = ("prompt_ids", "chosen_ids", "rejected_ids")
+            line = {name: part(at + i * half) for i, name in enumerate(names)}
+            file.write(json.dumps(line) + "\n")
+
+
 def halter_command(args, command, mode, model, data, output, rows, length, steps):
     """`halter sft`, or `halter plan` with the same options."""
     words = [args.halter, command, "--json", "--model", model, "--data", data, "--output", output]
     words += ["--batch-size", rows, "--max-steps", steps, "--max-seq-len", length]
     words += ["--learning-rate", "1e-5", "--schedule", "constant", "--no-shuffle"]
-    words += ["--lora-rank", 16, "--lora-alpha", 32] if mode == "lora" else []
+    words += ["--lora-rank", 16, "--lora-alpha", 32] if mode.endswith("lora") else []
+    # What TRL's DPOTrainer does.
+    words += ["--nll-weight", 0, "--mask-formatting", "false"] if command == "dpo" else []
     return [*map(str, words), *shlex.split(args.halter_options)]
 
 

@@ -1,40 +1,14 @@
 """TRL's SFTTrainer on the same rows in the same order, in f32 (its default is bf16 autocast)."""
 
-import time
-
 import measure
 
 args = measure.arguments(__doc__)
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-
-class Clock(TrainerCallback):
-    """A step lasts from its first microbatch to the update; its loss comes with the log."""
-
-    def __init__(self, meter):
-        self.meter, self.begin, self.seconds = meter, None, None
-
-    def on_step_begin(self, arguments, state, control, **others):
-        self.begin = time.perf_counter()
-
-    def on_step_end(self, arguments, state, control, **others):
-        self.seconds = time.perf_counter() - self.begin
-
-    def on_log(self, arguments, state, control, logs=None, **others):
-        if logs and "loss" in logs:
-            self.meter.step(self.seconds, float(logs["loss"]))
-
-
-def peft_config():
-    if not args.lora:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(**measure.LORA)
+from trl_clock import Clock, peft_config
 
 
 def main():
@@ -51,6 +25,7 @@ def main():
         max_steps=args.max_steps,
         max_length=longest,
         learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
         completion_only_loss=True,
         gradient_checkpointing=args.checkpointing,
@@ -68,7 +43,7 @@ def main():
         args=config,
         train_dataset=Dataset.from_list(columns),
         processing_class=AutoTokenizer.from_pretrained(args.model),
-        peft_config=peft_config(),
+        peft_config=peft_config(args),
         callbacks=[Clock(meter)],
     )
     trainer.train()

@@ -1,6 +1,7 @@
 //! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
 mod data;
+mod dpo;
 mod failure;
 mod interrupt;
 mod logging;
@@ -9,6 +10,7 @@ mod plan;
 mod progress;
 mod report;
 mod sft;
+mod train;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -45,6 +47,7 @@ enum Isa {
 #[derive(Debug, Subcommand)]
 enum Command {
     Sft(Box<sft::Args>),
+    Dpo(Box<dpo::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
     Merge(merge::Args),
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
     limit.set_limit();
     let outcome = logging::start().and_then(|()| match cli.command {
         Command::Sft(args) => sft::run(*args, &context),
+        Command::Dpo(args) => dpo::run(*args, &context),
         Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),

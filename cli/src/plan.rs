@@ -4,25 +4,27 @@ use std::io::Write;
 
 use halter_core::memory::plan::gigabytes;
 use halter_core::train::progress::counted;
+use halter_core::train::run::Prepared;
 use halter_core::train::run_dir::Start;
-use halter_sft::recipe::Prepared;
+use halter_sft::Sft;
 use serde_json::json;
 
-use crate::sft::Options;
+use crate::sft::SftArgs;
+use crate::train::Options;
 use crate::{Context, progress};
 
 /// Predict peak memory and time of a fine-tuning run
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    options: Options,
+    options: Options<SftArgs>,
 }
 
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
     let config = args.options.resolve()?;
-    let prepared = Prepared::new(&config, Start::Fresh, progress.as_mut())?;
+    let prepared = Prepared::<Sft>::new(&config, Start::Fresh, progress.as_mut())?;
     prepared.introduce(progress.as_mut());
     let plan = &prepared.plan;
     if !context.json {

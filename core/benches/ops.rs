@@ -13,7 +13,7 @@ use criterion::{Throughput, criterion_group, criterion_main};
 use halter_core::data::batch::{Span, Target};
 use halter_core::model::param::{Grads, Param, Value};
 use halter_core::model::weights::{StoredKind, StoredTensor};
-use halter_core::ops::linear::{self, Into};
+use halter_core::ops::linear::{self, Decode, Into};
 use halter_core::ops::logps::Gradients;
 use halter_core::ops::rope::Angles;
 use halter_core::ops::{Context, attention, embedding, logps, rms_norm, swiglu};
@@ -78,6 +78,47 @@ fn products(c: &mut Criterion) {
         bench(c, "linear backward weight", &name, work(), || {
             linear::backward_weight(&ctx, &y, &x, &dweight).unwrap();
         });
+    }
+}
+
+/// What [`numbers`] holds, as a file would hold it: no quantizing, any blocks will do.
+fn held(kind: StoredKind, shape: (usize, usize)) -> Param {
+    let elements = shape.0 * shape.1;
+    let value = match kind {
+        StoredKind::F32 => Value::Dense(numbers(shape)),
+        kind => {
+            let bytes = (0..kind.size_of(elements).unwrap()).map(|i| (i * 7919 % 60) as u8);
+            let shape = [shape.0, shape.1];
+            let stored = StoredTensor::from_bytes("weight", &shape, kind, bytes.collect());
+            Value::Stored(stored.unwrap())
+        }
+    };
+    Param::new("weight", value)
+}
+
+/// Products of generation: one sequence, few and many at a time.
+fn decoding(c: &mut Criterion) {
+    let ctx = Context::new(&Device::Cpu);
+    let quantized = [GgmlDType::Q8_0, GgmlDType::Q4_1].map(StoredKind::Ggml);
+    let kinds = [StoredKind::F32, StoredKind::BF16, quantized[0], quantized[1]];
+    let matrices =
+        [(HIDDEN, HIDDEN), (HIDDEN, FFN), (FFN, HIDDEN), (HIDDEN, VOCABULARY), (2048, 5632)];
+    for (input, output) in matrices {
+        for kind in kinds {
+            let weight = held(kind, (output, input));
+            for rows in [1, 8, 64] {
+                let (x, y) = (numbers((rows, input)), numbers((rows, output)));
+                let work = match rows {
+                    1 => Throughput::Bytes(kind.size_of(input * output).unwrap() as u64),
+                    _ => operations(2 * rows * input * output),
+                };
+                let name = format!("{input} to {output}, {kind}, {rows} rows");
+                bench(c, "linear decode", &name, work, || {
+                    let one = Decode { weight: &weight, into: Into::Overwrite, y: &y };
+                    linear::decode(&ctx, &x, &[one]).unwrap();
+                });
+            }
+        }
     }
 }
 
@@ -191,6 +232,6 @@ fn parameters(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = criterion();
-    targets = products, attentions, elementwise, head, parameters
+    targets = products, decoding, attentions, elementwise, head, parameters
 }
 criterion_main!(benches);

@@ -4,7 +4,9 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use halter_core::data::batch::{Span, Target};
-use halter_core::ops::linear::{self, Into};
+use halter_core::model::param::{Param, Value};
+use halter_core::model::weights::StoredTensor;
+use halter_core::ops::linear::{self, Decode, Into};
 use halter_core::ops::logps::Gradients;
 use halter_core::ops::rope::Angles;
 use halter_core::ops::{Context, attention, dropout, embedding, logps, rms_norm, swiglu};
@@ -330,4 +332,32 @@ fn attention_in_whole_tiles() {
             halter_testkit::assert_relative(&what, fused, &composed, 1e-5);
         }
     }
+}
+
+#[test]
+fn decoding_equals_the_product_however_the_weights_are_held() {
+    let (tokens, input, output) = (5, 64, 9);
+    let (x, dense) = (numbers(&[tokens, input], 1), numbers(&[output, input], 2));
+    let mut cases = 0;
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let narrow = dense.to_dtype(dtype).unwrap();
+        let stored = StoredTensor::from_tensor("w", &narrow).unwrap();
+        let stored = Param::new("w", Value::Stored(stored));
+        let wide = narrow.to_dtype(DType::F32).unwrap();
+        let held = Param::new("w", Value::Dense(wide.clone()));
+        let want = x.to_dtype(DType::F32).unwrap().matmul(&wide.t().unwrap()).unwrap();
+        for ctx in [Context::new(&Device::Cpu), Context::composed(&Device::Cpu)] {
+            let x = x.to_dtype(DType::F32).unwrap();
+            let (a, b) = (zeros_like(&want), want.copy().unwrap());
+            let all = [
+                Decode { weight: &stored, into: Into::Overwrite, y: &a },
+                Decode { weight: &held, into: Into::Accumulate, y: &b },
+            ];
+            linear::decode(&ctx, &x, &all).unwrap();
+            halter_testkit::assert_relative("stored", &a, &want, 1e-5);
+            halter_testkit::assert_relative("added", &b, &(&want * 2.0).unwrap(), 1e-5);
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 6);
 }

@@ -1,6 +1,7 @@
 //! Rejection sampling: completions are scored, and the best are kept ("The Llama 3 Herd of Models",
 //! section 4.2.2).
 
+pub mod code;
 pub mod sandbox;
 pub mod scorer;
 pub mod selection;

@@ -15,8 +15,9 @@ use halter_core::model::lora::is_lora;
 use halter_core::model::param::Param;
 use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::ops::Context;
+use halter_core::train::method::StepOptions;
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
-use halter_sft::step::{StepOptions, accumulate};
+use halter_sft::step::accumulate;
 use halter_testkit::peak::{ShareOfPeak, criterion};
 
 type Criterion = criterion::Criterion<ShareOfPeak>;

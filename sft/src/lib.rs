@@ -1,13 +1,9 @@
-//! Supervised fine-tuning.
+//! Supervised fine-tuning ("The Llama 3 Herd of Models", section 4.1.3): cross-entropy on the target
+//! tokens, prompts masked. The whole run is [`halter_core::train::run`].
 
 pub mod config;
-pub mod data;
-pub mod evaluation;
-pub mod finish;
 pub mod loss;
-mod messages;
-pub mod prepare;
-pub mod recipe;
-mod rows;
-pub mod state;
+pub mod method;
 pub mod step;
+
+pub use method::Sft;

@@ -1,63 +1,17 @@
 //! The gradients of one optimizer step.
 
-use std::collections::HashMap;
-
-use candle_core::Tensor;
 use halter_core::data::batch::PackedBatch;
 use halter_core::data::pack::microbatches;
 use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
-use halter_core::model::param::{Grads, Param};
+use halter_core::model::param::Grads;
 use halter_core::train::interrupt::Interrupt;
-use halter_core::train::optimizer::AdamW;
-use halter_core::train::pass::{Pass, PassOptions};
-use halter_core::{Error, ErrorKind, Result};
+use halter_core::train::method::{Backward, Figures, StepOptions};
+use halter_core::train::pass::PassOptions;
+use halter_core::{Error, Result};
 
 use crate::loss::cross_entropy;
-
-/// How the rows of a step go through the model.
-#[derive(Debug, Clone, Copy)]
-pub struct StepOptions {
-    /// A microbatch holds at most this many tokens (one row may be longer).
-    pub microbatch_tokens: usize,
-    /// Blocks that keep their activations; see [`PassOptions`].
-    pub keep_blocks: usize,
-    /// Seed of the step's dropout.
-    pub dropout_seed: Option<u64>,
-}
-
-/// What a step or an evaluation saw.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Figures {
-    /// −Σ log-probs of the trained tokens.
-    pub loss_sum: f64,
-    /// Trained tokens.
-    pub supervised_tokens: usize,
-    /// Trained tokens that were the likeliest.
-    pub correct: usize,
-    /// All tokens.
-    pub tokens: usize,
-}
-
-impl Figures {
-    /// Mean loss per trained token.
-    pub fn loss(&self) -> f64 {
-        self.loss_sum / self.supervised_tokens as f64
-    }
-
-    /// Share of trained tokens that were the likeliest.
-    pub fn token_accuracy(&self) -> f64 {
-        self.correct as f64 / self.supervised_tokens as f64
-    }
-
-    fn add(&mut self, batch: &PackedBatch, loss_sum: f64, is_best: &[bool]) {
-        self.loss_sum += loss_sum;
-        self.supervised_tokens += batch.targets.len();
-        self.correct += is_best.iter().filter(|&&best| best).count();
-        self.tokens += batch.len();
-    }
-}
 
 /// Adds the gradient of the mean loss over all trained tokens of `rows` to `grads`.
 ///
@@ -71,62 +25,26 @@ pub fn accumulate(
     options: StepOptions,
     grads: &Grads,
 ) -> Result<Figures> {
-    let batches = pack_all(rows, options.microbatch_tokens)?;
-    each_pass(model, &batches, options, grads, |pass, loss| pass.backward(loss, grads))
+    each_pass(model, rows, options, grads, &mut |pass, loss| pass.backward(loss, grads))
 }
 
-/// A whole step of the optimizer in one microbatch: every parameter is updated, and its gradient
-/// forgotten, as soon as backward has completed it. Also returns the sum of squares of each trained
-/// parameter's gradient. `grads` are those of [`Decoder::rolling_grads`].
+/// Each microbatch of `rows` forward, and its loss with it to `backward`. The head's part of the
+/// gradients is added to `grads` already.
 ///
 /// # Errors
-/// As [`accumulate`], and a gradient that is not finite: some parameters are updated by then.
-pub fn update_in_backward(
+/// As [`accumulate`], and those of `backward`.
+pub fn each_pass(
     model: &Decoder,
     rows: &[Row],
     options: StepOptions,
     grads: &Grads,
-    optimizer: &mut AdamW,
-    learning_rate: f64,
-) -> Result<(Figures, Vec<f64>)> {
-    let batches = pack_all(rows, usize::MAX)?;
-    let mut squared_norms = HashMap::new();
-    let figures = each_pass(model, &batches, options, grads, |pass, loss| {
-        optimizer.begin_step();
-        pass.backward_each(loss, grads, |params| {
-            for param in params {
-                let squared_norm = grads.squared_norm_of(param)?;
-                if !squared_norm.is_finite() {
-                    let message = format!("the gradient of `{}` is not finite", param.name());
-                    return Err(Error::new(ErrorKind::Numeric, message));
-                }
-                squared_norms.insert(param.name().to_string(), squared_norm);
-            }
-            optimizer.update_some(params, grads, learning_rate, 1.0)?;
-            grads.clear_of(params)
-        })
-    })?;
-    let norm_of = |param: &Param| squared_norms.get(param.name()).copied().unwrap_or_default();
-    Ok((figures, model.trained().into_iter().map(norm_of).collect()))
-}
-
-fn pack_all(rows: &[Row], microbatch_tokens: usize) -> Result<Vec<PackedBatch>> {
-    let batches = pack(rows, microbatch_tokens).collect::<Result<Vec<_>>>()?;
-    if batches.is_empty() {
+    backward: Backward,
+) -> Result<Figures> {
+    let batches = pack(rows, options.microbatch_tokens).collect::<Result<Vec<_>>>()?;
+    let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+    if supervised == 0 {
         return Err(nothing_trained());
     }
-    Ok(batches)
-}
-
-/// Each microbatch forward, and its loss with it to `backward`.
-fn each_pass(
-    model: &Decoder,
-    batches: &[PackedBatch],
-    options: StepOptions,
-    grads: &Grads,
-    mut backward: impl FnMut(Pass<'_>, &Tensor) -> Result<()>,
-) -> Result<Figures> {
-    let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     let mut figures = Figures::default();
     for (index, batch) in batches.iter().enumerate() {
         let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
@@ -136,10 +54,18 @@ fn each_pass(
         let pass = model.forward_with_dlogps(batch, pass_options, &dlogps, grads)?;
         let loss = cross_entropy(pass.per_token_logps(), supervised)?;
         let value = halter_core::train::pass::scalar(&loss)?;
-        figures.add(batch, value * supervised as f64, &pass.is_best());
+        add(&mut figures, batch, value * supervised as f64, &pass.is_best());
         backward(pass, &loss)?;
     }
     Ok(figures)
+}
+
+fn add(figures: &mut Figures, batch: &PackedBatch, loss_sum: f64, is_best: &[bool]) {
+    figures.loss_sum += loss_sum;
+    figures.loss_count += batch.targets.len();
+    figures.supervised_tokens += batch.targets.len();
+    figures.correct += is_best.iter().filter(|&&best| best).count();
+    figures.tokens += batch.len();
 }
 
 /// Loss and accuracy of `rows`; nothing is trained.
@@ -158,7 +84,7 @@ pub fn evaluate(
         interrupt.check()?;
         let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
         let loss = halter_core::train::pass::scalar(&cross_entropy(&logps, 1)?)?;
-        figures.add(&batch, loss, &is_best);
+        add(&mut figures, &batch, loss, &is_best);
     }
     if figures.supervised_tokens == 0 {
         return Err(nothing_trained());

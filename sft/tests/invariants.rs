@@ -14,10 +14,14 @@ use halter_core::model::config::ModelConfig;
 use halter_core::model::linear::PassMode;
 use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::ops::Context;
+use halter_core::text::mask::MaskPolicy;
+use halter_core::train::config::{MethodOptions, TrainConfig};
 use halter_core::train::interrupt::Interrupt;
+use halter_core::train::method::{Figures, StepOptions};
 use halter_core::train::optimizer::{AdamW, AdamWConfig, Optim};
-use halter_sft::config::SftConfig;
-use halter_sft::step::{self, Figures, StepOptions, accumulate};
+use halter_core::train::step::update_in_backward;
+use halter_sft::config::{SftConfig, SftOptions};
+use halter_sft::step::{self, accumulate, each_pass};
 use halter_testkit::{assert_relative, values};
 
 fn model() -> Decoder {
@@ -234,7 +238,7 @@ fn recipe(text: &str) -> halter_core::Result<SftConfig> {
 
 #[test]
 fn a_configuration_written_and_read_again_is_the_same() {
-    let full = SftConfig {
+    let train = TrainConfig {
         model: Some("org/model".into()),
         data: vec!["a.jsonl:0.5".into(), "b\"c\n.jsonl".into()],
         output: "runs/ü".into(),
@@ -245,13 +249,22 @@ fn a_configuration_written_and_read_again_is_the_same() {
         lora_target: vec!["q_proj".into()],
         keep_blocks: Some(0),
         shuffle: false,
-        ..SftConfig::default()
+        ..TrainConfig::default()
     };
-    for config in [SftConfig::default(), full] {
+    let method = SftOptions { mask: MaskPolicy::Last, ..SftOptions::default() };
+    for config in [SftConfig::default(), SftConfig { train, method }] {
         let text = config.to_toml().unwrap();
         assert_eq!(recipe(&text).unwrap(), config, "{text}");
     }
     assert_eq!(recipe("").unwrap(), SftConfig::default());
+}
+
+#[test]
+fn a_methods_keys_are_those_that_it_writes() {
+    let table = toml::Table::try_from(SftOptions::default()).unwrap();
+    let mut keys = SftOptions::KEYS.to_vec();
+    keys.sort_unstable();
+    assert_eq!(table.keys().collect::<Vec<_>>(), keys);
 }
 
 #[test]
@@ -265,11 +278,21 @@ fn a_wrong_line_of_a_recipe_is_named_with_its_key() {
         (
             "\n\nfrobnicate = 2",
             "recipe.toml:3: no key is called `frobnicate`",
-            Some("keys are the options of `halter sft --help`, with `_` for `-`"),
+            Some("keys are the options that the command's `--help` lists, with `_` for `-`"),
         ),
         (
             "seed = 1\nbatch_size = \"8\"",
             "recipe.toml:2: `batch_size`: invalid type: string \"8\", expected a whole number, 0 or more",
+            None,
+        ),
+        (
+            "data = [\n  \"a\",\n]\nmsk = \"last\"",
+            "recipe.toml:4: no key is called `msk`",
+            Some("did you mean `mask`?"),
+        ),
+        (
+            "seed = 1\ncompletion_only_loss = 3\n",
+            "recipe.toml:2: `completion_only_loss`: invalid type: integer `3`, expected a boolean",
             None,
         ),
     ] {
@@ -281,9 +304,9 @@ fn a_wrong_line_of_a_recipe_is_named_with_its_key() {
 
 #[test]
 fn every_value_that_cannot_be_used_is_refused() {
-    let good = SftConfig { data: vec!["d".into()], ..SftConfig::default() };
+    let good = TrainConfig { data: vec!["d".into()], ..TrainConfig::default() };
     good.validate().unwrap();
-    type Spoil = fn(&mut SftConfig);
+    type Spoil = fn(&mut TrainConfig);
     let table: &[(Spoil, &str)] = &[
         (|c| c.batch_size = 0, "`batch-size` is `0`"),
         (|c| c.max_seq_len = 0, "`max-seq-len` is `0`"),
@@ -344,7 +367,10 @@ fn train_in_backward(model: &Decoder, steps: u64, at: StepOptions, optim: Optim)
     let mut norms = Vec::new();
     let step = |_| {
         let (figures, squared_norms) =
-            step::update_in_backward(model, &rows(), at, &grads, &mut optimizer, 1e-3).unwrap();
+            update_in_backward(model, &grads, &mut optimizer, 1e-3, |backward| {
+                each_pass(model, &rows(), at, &grads, backward)
+            })
+            .unwrap();
         norms = squared_norms;
         figures.loss()
     };

@@ -11,9 +11,10 @@ use halter_core::model::weights::adapter::AdapterConfig;
 use halter_core::model::weights::gguf::Gguf;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::Context;
+use halter_core::train::method::StepOptions;
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
 use halter_core::train::schedule::{Decay, Schedule};
-use halter_sft::step::{StepOptions, accumulate};
+use halter_sft::step::accumulate;
 use halter_testkit::{asset, golden};
 use serde_json::Value;
 

@@ -1,6 +1,7 @@
 //! Records, readers, mixtures, packing and the ledger.
 
 pub mod batch;
+pub mod branched;
 pub mod dataset;
 pub mod encoded;
 pub mod explain;

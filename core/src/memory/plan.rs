@@ -86,8 +86,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans for `model`, with its trained parameters chosen.
-    pub fn new(model: &Decoder, input: PlanInput) -> Self {
+    /// Plans for `model`, with its trained parameters chosen, beside what a method holds itself.
+    pub fn new(model: &Decoder, beside: &[(&'static str, usize)], input: PlanInput) -> Self {
         let config = &model.config;
         let width = Width::of(config);
         let blocks = config.num_hidden_layers;
@@ -108,6 +108,7 @@ impl Plan {
         let boundaries = 4 * tokens * (config.hidden_size * (blocks + 1) + width.working);
         let head = head_bytes(config, input, tokens);
         let mut parts = fixed_parts(model, input);
+        parts.extend(beside);
         parts.extend([("boundaries and scratch", boundaries), ("head", head)]);
         let without_kept: usize = parts.iter().map(|(_, bytes)| bytes).sum();
         let kept_block = 4 * tokens * width.kept;
@@ -334,7 +335,7 @@ mod tests {
     fn microbatches_are_near_what_a_step_has() {
         let model = model();
         let chosen = |mean_row, microbatch_tokens| {
-            let plan = Plan::new(&model, PlanInput { mean_row, microbatch_tokens, ..INPUT });
+            let plan = Plan::new(&model, &[], PlanInput { mean_row, microbatch_tokens, ..INPUT });
             (plan.microbatch_tokens, plan.evaluation_tokens)
         };
         assert_eq!(chosen(100.0, 0), (2200, 1100));
@@ -347,7 +348,8 @@ mod tests {
     #[test]
     fn the_peak_is_that_of_an_evaluation_where_it_needs_more_than_a_step() {
         let model = model();
-        let peak = |evaluation| Plan::new(&model, PlanInput { evaluation, ..INPUT }).peak_bytes();
+        let peak =
+            |evaluation| Plan::new(&model, &[], PlanInput { evaluation, ..INPUT }).peak_bytes();
         let of = |longest_row, cached_tokens| {
             Some(EvaluationInput { tokens: 1_000_000, longest_row, cached_tokens })
         };
@@ -363,7 +365,7 @@ mod tests {
     fn memory_modes_are_counted() {
         let model = model();
         let part = |input, name| {
-            let plan = Plan::new(&model, input);
+            let plan = Plan::new(&model, &[], input);
             plan.parts.iter().find(|(part, _)| *part == name).unwrap().1
         };
         let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
@@ -392,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_run_that_does_not_fit_is_refused_with_the_sum() {
-        let mut plan = Plan::new(&model(), INPUT);
+        let mut plan = Plan::new(&model(), &[], INPUT);
         plan.available = Some(plan.peak_bytes());
         plan.check().unwrap();
         plan.available = Some(plan.peak_bytes() - 1);

@@ -29,9 +29,62 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Free {
-    by_capacity: BTreeMap<usize, Vec<Tensor>>,
-    /// Bytes ever allocated and not yet released.
+    by_capacity: BTreeMap<usize, Vec<Idle>>,
+    /// Elements allocated and not yet released.
     allocated: usize,
+    /// Those of them that are in use, and the most that ever were.
+    in_use: usize,
+    most_in_use: usize,
+    /// Buffers that were given back so far.
+    clock: u64,
+}
+
+/// A buffer that waits to be used again.
+#[derive(Debug)]
+struct Idle {
+    whole: Tensor,
+    /// When it was given back.
+    since: u64,
+}
+
+impl Free {
+    fn take(&mut self, capacity: usize) -> Option<Tensor> {
+        // At most a quarter larger than asked for: a huge buffer must not be pinned by a small need.
+        let mut fitting = self.by_capacity.range_mut(capacity..=capacity + capacity / 4);
+        let found = fitting.find_map(|(_, buffers)| buffers.pop()).map(|idle| idle.whole);
+        let taken = found.as_ref().map_or(capacity, Tensor::elem_count);
+        self.in_use += taken;
+        self.most_in_use = self.most_in_use.max(self.in_use);
+        if found.is_none() {
+            self.allocated += capacity;
+            self.let_go();
+        }
+        found
+    }
+
+    fn give_back(&mut self, whole: Tensor) {
+        self.in_use -= whole.elem_count();
+        self.clock += 1;
+        let idle = Idle { since: self.clock, whole };
+        self.by_capacity.entry(idle.whole.elem_count()).or_default().push(idle);
+    }
+
+    /// Lets go of what has waited longest while much more is held than was ever in use: passes of
+    /// other sizes left it.
+    fn let_go(&mut self) {
+        while self.allocated > self.most_in_use + self.most_in_use / 4 {
+            let oldest = self
+                .by_capacity
+                .iter()
+                .filter_map(|(&capacity, idle)| Some((idle.first()?.since, capacity)))
+                .min();
+            let Some((_, capacity)) = oldest else { return };
+            if let Some(idle) = self.by_capacity.get_mut(&capacity) {
+                idle.remove(0);
+                self.allocated -= capacity;
+            }
+        }
+    }
 }
 
 impl Default for Pool {
@@ -53,19 +106,7 @@ impl Pool {
     pub fn take(&self, shape: impl Into<Shape>) -> Result<Buffer> {
         let shape = shape.into();
         let capacity = size_class(shape.elem_count());
-        let reused = {
-            let mut free = self.lock();
-            // At most a quarter larger than asked for: a huge buffer must not be pinned by a small
-            // need.
-            let found = free
-                .by_capacity
-                .range_mut(capacity..=capacity + capacity / 4)
-                .find_map(|(_, buffers)| buffers.pop());
-            if found.is_none() {
-                free.allocated += capacity * DType::F32.size_in_bytes();
-            }
-            found
-        };
+        let reused = self.lock().take(capacity);
         let whole = match reused {
             Some(whole) => whole,
             None => Tensor::from_vec(pages::zeroed::<f32>(capacity), capacity, &Device::Cpu)?,
@@ -76,7 +117,7 @@ impl Pool {
 
     /// Bytes held by the pool, in use or free.
     pub fn allocated_bytes(&self) -> usize {
-        self.lock().allocated
+        self.lock().allocated * DType::F32.size_in_bytes()
     }
 
     /// Gives the free buffers back to the operating system.
@@ -84,7 +125,8 @@ impl Pool {
         let mut free = self.lock();
         let elements: usize = free.by_capacity.iter().map(|(size, all)| size * all.len()).sum();
         free.by_capacity.clear();
-        free.allocated -= elements * DType::F32.size_in_bytes();
+        free.allocated -= elements;
+        free.most_in_use = free.in_use;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
@@ -137,8 +179,7 @@ impl Deref for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some((whole, pool)) = self.home.take() {
-            let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.by_capacity.entry(whole.elem_count()).or_default().push(whole);
+            pool.free.lock().unwrap_or_else(PoisonError::into_inner).give_back(whole);
         }
     }
 }
@@ -159,6 +200,23 @@ mod tests {
         assert_eq!(pool.allocated_bytes(), bytes);
         pool.release();
         assert_eq!(pool.allocated_bytes(), 0);
+    }
+
+    #[test]
+    fn what_other_sizes_left_is_let_go() {
+        let pool = Pool::new();
+        for size in 1..=30 {
+            let pass: Vec<Buffer> = (0..4).map(|_| pool.take(size * 10_000).unwrap()).collect();
+            drop(pass);
+            let most = 4 * size_class(size * 10_000) * DType::F32.size_in_bytes();
+            assert!(pool.allocated_bytes() <= most + most / 4 + 4, "size {size}");
+        }
+        // A short pass leaves what a long one needs again.
+        let bytes = pool.allocated_bytes();
+        drop(pool.take(20_000).unwrap());
+        let long: Vec<Buffer> = (0..4).map(|_| pool.take(300_000).unwrap()).collect();
+        assert!(pool.allocated_bytes() <= bytes + bytes / 4);
+        drop(long);
     }
 
     #[test]

@@ -115,6 +115,25 @@ impl Decoder {
         Ok(())
     }
 
+    /// A copy that stays as it is while this one is trained; what is held as in its file is shared.
+    ///
+    /// # Errors
+    /// When candle cannot allocate.
+    pub fn frozen_copy(&self) -> Result<Self> {
+        let mut copy = Self {
+            config: self.config.clone(),
+            embed: self.embed.clone(),
+            blocks: self.blocks.clone(),
+            norm: self.norm.clone(),
+            head: self.head.clone(),
+            frequencies: self.frequencies.clone(),
+            ctx: self.ctx.clone(),
+            trained: 0,
+        };
+        copy.params_mut().into_iter().try_for_each(Param::detach_and_freeze)?;
+        Ok(copy)
+    }
+
     /// Zeroed gradient buffers for [`Self::trained`].
     pub fn grads(&self) -> Result<Grads> {
         Grads::zeros(self.trained())

@@ -23,7 +23,8 @@ pub struct Param {
 pub enum Value {
     /// In the type of the computation, ready for use; the only form that can be trained.
     Dense(Tensor),
-    /// As it lies in its file: bf16, f16 or quantized, widened into scratch at every use.
+    /// As it lies in its file: bf16, f16 or quantized, widened into scratch at every use in
+    /// training, a few rows at a time in generation.
     Stored(StoredTensor),
 }
 
@@ -148,6 +149,17 @@ impl Param {
 
     pub(crate) fn freeze(&mut self) {
         self.slot = None;
+    }
+
+    /// Gives it memory of its own, apart from the parameter that it was cloned from.
+    pub(crate) fn detach_and_freeze(&mut self) -> Result<()> {
+        if let Value::Dense(tensor) = &mut self.value {
+            let own = zeros(tensor.shape(), tensor.dtype(), tensor.device())?;
+            own.slice_set(tensor, 0, 0)?;
+            *tensor = own;
+        }
+        self.freeze();
+        Ok(())
     }
 }
 

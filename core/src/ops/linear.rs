@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 pub use super::matmul::Into;
-use super::matmul::{Mat, MatMut, parallel};
+use super::matmul::{Mat, MatMut, Product, Rows, parallel, products};
 use super::{Context, accumulate, assign, slices};
 use crate::Result;
+use crate::model::param::{Param, Value};
 
 /// `y = x·Wᵀ`, or `y += x·Wᵀ`. Shapes: `x (tokens, in)`, `weight (out, in)`, `y (tokens, out)`.
 pub fn forward(ctx: &Context, x: &Tensor, weight: &Tensor, into: Into, y: &Tensor) -> Result<()> {
@@ -23,6 +24,44 @@ pub fn forward(ctx: &Context, x: &Tensor, weight: &Tensor, into: Into, y: &Tenso
             MatMut::new(y, tokens, output),
         );
     })
+}
+
+/// One of several products that share `x`, for [`decode`].
+#[derive(Debug, Clone, Copy)]
+pub struct Decode<'a> {
+    /// `(out, in)`; read as it is held.
+    pub weight: &'a Param,
+    /// What becomes of the content of `y`.
+    pub into: Into,
+    /// `(tokens, out)`.
+    pub y: &'a Tensor,
+}
+
+/// `y = x·Wᵀ`, or `y += x·Wᵀ`, for each of `all`, as generation needs it: the bits of a row of `y`
+/// depend on that row of `x (tokens, in)` and the values of `W` alone, whatever the other rows, the
+/// threads and the processor, and however `W` is held. Fastest for few rows.
+pub fn decode(ctx: &Context, x: &Tensor, all: &[Decode]) -> Result<()> {
+    if !ctx.is_fused(x) {
+        return all
+            .iter()
+            .try_for_each(|one| put(one.y, &x.matmul(&one.weight.widened(ctx)?.t()?)?, one.into));
+    }
+    let (_, input) = x.dims2()?;
+    let x = slices::read(x)?;
+    let mut dense = Vec::new();
+    for one in all {
+        dense.push(one.weight.dense().map(slices::read).transpose()?);
+    }
+    let weights = all.iter().zip(&dense).map(|(one, dense)| match one.weight.value() {
+        Value::Stored(stored) => Rows::Stored(stored),
+        Value::Dense(_) => Rows::Plain(dense.as_deref().unwrap_or_default()),
+    });
+    let ys: Vec<&Tensor> = all.iter().map(|one| one.y).collect();
+    slices::write_all(&ys, |ys| {
+        let product =
+            |((one, weights), y): ((&Decode, _), _)| Product { weights, into: one.into, y };
+        products(&x, input, all.iter().zip(weights).zip(ys).map(product).collect())
+    })?
 }
 
 /// `dx = dy·W`, or `dx += dy·W`.

@@ -6,8 +6,12 @@
 use rayon::prelude::*;
 
 mod blocked;
+mod dot;
 mod kernel;
 mod pack;
+mod rows;
+
+pub(crate) use rows::{Product, Rows, products};
 
 /// A matrix to read: element `(i, j)` is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]

@@ -71,6 +71,28 @@ pub(crate) fn write3<R>(
     write(a, |a| write2(b, c, |b, c| f(a, b, c)))?
 }
 
+/// [`write()`] for any number of tensors.
+pub(crate) fn write_all<R>(tensors: &[&Tensor], f: impl FnOnce(Vec<&mut [f32]>) -> R) -> Result<R> {
+    fn open(
+        tensors: &[&Tensor],
+        open_ones: Vec<&mut [f32]>,
+        f: &mut dyn FnMut(Vec<&mut [f32]>),
+    ) -> Result<()> {
+        let Some((first, rest)) = tensors.split_first() else {
+            f(open_ones);
+            return Ok(());
+        };
+        write(first, |first| {
+            let mut open_ones = open_ones;
+            open_ones.push(first);
+            open(rest, open_ones, f)
+        })?
+    }
+    let (mut f, mut result) = (Some(f), None);
+    open(tensors, Vec::new(), &mut |all| result = f.take().map(|f| f(all)))?;
+    result.ok_or_else(|| defect("a fused operation was not run"))
+}
+
 /// [`write2`] for two tensors of bytes.
 pub(crate) fn write_bytes2<R>(
     a: &Tensor,

@@ -142,6 +142,17 @@ pub fn encode_sft(
     template: Option<&ChatTemplate>,
     options: &EncodeOptions,
 ) -> Result<Outcome> {
+    let encoded = encode_sft_row(record, tokenizer, template, options)?;
+    fit(encoded, matches!(record, Record::Text { .. }), options)
+}
+
+/// [`encode_sft`] whatever the row's length.
+pub(super) fn encode_sft_row(
+    record: &Record,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &EncodeOptions,
+) -> Result<Encoded> {
     let encoded = match record {
         Record::Chat { messages, tools } => {
             encode_chat(messages, 0, tools.as_deref(), tokenizer, template, options)?
@@ -175,7 +186,7 @@ pub fn encode_sft(
         ))
         .hint("the completion or the text is empty"));
     }
-    fit(encoded, matches!(record, Record::Text { .. }), options)
+    Ok(encoded)
 }
 
 /// The prompt of a record, for generation: everything before the last assistant turn, or the whole
@@ -336,19 +347,25 @@ fn encode_tokenized(
             input_ids.len()
         )));
     }
-    let limit = options.vocab_size.unwrap_or_else(|| tokenizer.id_limit());
-    if let Some(at) = input_ids.iter().position(|id| *id as usize >= limit) {
-        return Err(Error::data(format!(
-            "`input_ids[{at}]` is `{}`, beyond the vocabulary of `{limit}`",
-            input_ids[at]
-        ))
-        .hint("the row was made with another tokenizer"));
-    }
+    check_ids("input_ids", input_ids, tokenizer, options)?;
     Ok(Encoded {
         input_ids: input_ids.to_vec(),
         completion_mask: completion_mask.to_vec(),
         prompt_is_prefix: true,
     })
+}
+
+/// Refuses ids of the column `name` beyond the vocabulary.
+pub(super) fn check_ids(
+    name: &str,
+    ids: &[u32],
+    tokenizer: &Tokenizer,
+    options: &EncodeOptions,
+) -> Result<()> {
+    let limit = options.vocab_size.unwrap_or_else(|| tokenizer.id_limit());
+    let Some(at) = ids.iter().position(|id| *id as usize >= limit) else { return Ok(()) };
+    let message = format!("`{name}[{at}]` is `{}`, beyond the vocabulary of `{limit}`", ids[at]);
+    Err(Error::data(message).hint("the row was made with another tokenizer"))
 }
 
 /// Holds a row to `max_seq_len`.

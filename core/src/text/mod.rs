@@ -1,5 +1,6 @@
 //! Text: the tokenizer, chat templates, the completion mask, and rows made of them.
 
+pub mod branches;
 mod check;
 pub mod encode;
 pub mod gguf_tokenizer;

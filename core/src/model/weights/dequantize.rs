@@ -1,14 +1,20 @@
 //! From the types that files store to f32.
 
 use candle_core::quantized::{GgmlDType, GgmlType, k_quants};
-use half::slice::HalfFloatSliceExt;
 
 use super::StoredKind;
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 /// Widens whole blocks. `bytes` must be exactly as long as `out.len()` elements of `kind`, and
 /// `out.len()` a whole number of blocks: `StoredTensor` sees to both. Where they are not, what
 /// both sides have in common is read.
 pub(super) fn widen(kind: StoredKind, bytes: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if x86::widen(kind, bytes, out) {
+        return;
+    }
     match kind {
         StoredKind::F32 if cfg!(target_endian = "little") => {
             let out = bytemuck::cast_slice_mut::<f32, u8>(out);
@@ -16,14 +22,8 @@ pub(super) fn widen(kind: StoredKind, bytes: &[u8], out: &mut [f32]) {
             out[..count].copy_from_slice(&bytes[..count]);
         }
         StoredKind::F32 => each(bytes, out, f32::from_le_bytes),
-        StoredKind::BF16 => {
-            each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
-        }
-        StoredKind::F16 => match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
-            // Uses the processor's conversion where there is one.
-            Ok(halves) if halves.len() == out.len() => halves.convert_to_f32_slice(out),
-            _ => each(bytes, out, |b: [u8; 2]| half::f16::from_le_bytes(b).to_f32()),
-        },
+        StoredKind::BF16 => each(bytes, out, wide_bf16),
+        StoredKind::F16 => each(bytes, out, wide_f16),
         StoredKind::Ggml(dtype) => ggml(dtype, bytes, out),
     }
 }
@@ -33,6 +33,14 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) ->
     for (value, chunk) in out.iter_mut().zip(chunks) {
         *value = read(*chunk);
     }
+}
+
+fn wide_bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+fn wide_f16(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
 }
 
 fn ggml(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) {
@@ -79,5 +87,56 @@ fn blocks<T: GgmlType>(bytes: &[u8], out: &mut [f32]) {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, count * size_of::<T>());
         }
         T::to_float(&aligned[..count], &mut out[..count * T::BLCK_SIZE]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same bits, or both no number.
+    fn assert_same(got: &[f32], want: &[f32]) {
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{i}: {got} {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_16_bit_float_is_widened_exactly() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let mut got = vec![0f32; 1 << 16];
+        // In two parts, so that what is left of a whole register is read as well.
+        for part in [0..3, 3..1 << 16] {
+            widen(StoredKind::F16, &bytes[2 * part.start..2 * part.end], &mut got[part]);
+        }
+        let want: Vec<f32> =
+            (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).collect();
+        assert_same(&got, &want);
+        widen(StoredKind::BF16, &bytes, &mut got);
+        let want: Vec<f32> =
+            (0..=u16::MAX).map(|bits| half::bf16::from_bits(bits).to_f32()).collect();
+        assert_same(&got, &want);
+    }
+
+    #[test]
+    fn simple_blocks_are_widened_to_the_bits_that_candle_gives() {
+        fn check<T: GgmlType>(dtype: GgmlDType) {
+            const BLOCKS: usize = 3000;
+            let bytes: Vec<u8> = (0..BLOCKS * size_of::<T>())
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+                .collect();
+            let (mut got, mut want) = (vec![0f32; 32 * BLOCKS], vec![0f32; 32 * BLOCKS]);
+            widen(StoredKind::Ggml(dtype), &bytes, &mut got);
+            blocks::<T>(&bytes, &mut want);
+            assert!(got.iter().filter(|x| x.is_finite() && **x != 0.0).count() > 16 * BLOCKS);
+            assert_same(&got, &want);
+        }
+        check::<k_quants::BlockQ4_0>(GgmlDType::Q4_0);
+        check::<k_quants::BlockQ4_1>(GgmlDType::Q4_1);
+        check::<k_quants::BlockQ8_0>(GgmlDType::Q8_0);
     }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use halter_core::data::ledger::LedgerState;
-use halter_core::data::mixture::Cursor;
-use halter_core::data::record::Row;
-use halter_core::model::Decoder;
-use halter_core::model::param::Param;
-use halter_core::train::checkpoint::{Checkpoint, CheckpointStore, Group};
-use halter_core::train::metrics::StepMetrics;
-use halter_core::train::optimizer::AdamW;
-use halter_core::{Error, Result};
+use crate::data::ledger::LedgerState;
+use crate::data::mixture::Cursor;
+use crate::model::Decoder;
+use crate::model::param::Param;
+use crate::train::checkpoint::{Checkpoint, CheckpointStore, Group};
+use crate::train::method::TrainRow;
+use crate::train::metrics::StepMetrics;
+use crate::train::optimizer::AdamW;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Where a run stands.
@@ -48,6 +48,8 @@ pub struct State {
     pub gradients_checked: bool,
     /// Metrics of the newest step, where its evaluation was interrupted and is still to be done.
     pub unevaluated: Option<StepMetrics>,
+    /// The method's own.
+    pub method: serde_json::Value,
     /// Evaluation loss before training.
     pub loss_before: Option<f64>,
     /// Answers before training: text, and whether right.
@@ -56,10 +58,9 @@ pub struct State {
 
 impl State {
     /// Notes which of the end-of-turn tokens `ends` are trained in `rows`.
-    pub fn note_ends(&mut self, rows: &[Row], ends: &[(String, u32)]) {
-        let tokens = rows.iter().flat_map(|row| row.input_ids.iter().zip(&row.completion_mask));
-        let trained = tokens.filter(|&(id, &trained)| trained && ends.iter().any(|(_, e)| e == id));
-        self.trained_ends.extend(trained.map(|(id, _)| id));
+    pub fn note_ends(&mut self, rows: &[impl TrainRow], ends: &[(String, u32)]) {
+        let trained = rows.iter().flat_map(TrainRow::trained_ids);
+        self.trained_ends.extend(trained.filter(|id| ends.iter().any(|(_, end)| end == id)));
     }
 
     /// The newest step whose metrics were written.

@@ -4,76 +4,18 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use halter_core::Result;
-use halter_core::data::dataset::{DataOptions, DataSpec, Dataset};
-use halter_core::data::encoded::Encoded as Fate;
-use halter_core::data::format::{Columns, Format};
-use halter_core::data::mixture::{Cursor, Mixture};
-use halter_core::data::record::{Origin, Record, Row};
-use halter_core::data::stream::{RowStream, StreamOptions};
-use halter_core::data::view;
-use halter_core::text::encode::{EncodeOptions, Outcome, Prompt, completion_prompt};
-use halter_core::train::source::Source;
-
-use crate::config::SftConfig;
+use crate::Result;
+use crate::data::dataset::{DataOptions, DataSpec, Dataset};
+use crate::data::encoded::Encoded;
+use crate::data::format::{Columns, Format};
+use crate::data::mixture::{Cursor, Mixture};
+use crate::data::record::{Origin, Record};
+use crate::data::stream::{RowStream, StreamOptions};
+use crate::train::config::TrainConfig;
+use crate::train::method::RowEncoder;
 
 /// Records that are sampled next to one another.
 const NEIGHBOURS: usize = 4;
-
-/// The rows of a record.
-pub type EncodedRows = Fate<Vec<Row>>;
-
-/// Turns records into rows; shared by the threads of the stream.
-#[derive(Clone)]
-pub struct Encoder(view::Encoder);
-
-impl Encoder {
-    /// The encoder of a run.
-    pub fn new(config: &SftConfig, source: &Source) -> Self {
-        let options = EncodeOptions {
-            max_seq_len: Some(config.max_seq_len),
-            overlong: config.overlong,
-            mask: config.mask,
-            train_on_trailing: config.train_on_trailing,
-            completion_only_loss: config.completion_only_loss,
-            allow_special_text: config.allow_special_text,
-            vocab_size: None,
-        };
-        Self(view::Encoder::new(source, options))
-    }
-
-    /// What becomes of a record.
-    ///
-    /// # Errors
-    /// A record that would train wrongly, with its place.
-    pub fn encode(&self, origin: &Origin, record: &Record) -> Result<EncodedRows> {
-        let outcome = self.0.encode(origin, record)?;
-        let row = |encoded: halter_core::text::encode::Encoded| Row {
-            origin: origin.clone(),
-            input_ids: encoded.input_ids,
-            completion_mask: encoded.completion_mask,
-            prompt_is_prefix: encoded.prompt_is_prefix,
-        };
-        Ok(match outcome {
-            Outcome::Kept(encoded) => Fate::Kept(vec![row(encoded)]),
-            Outcome::Cut { rows, num_tokens, .. } => Fate::Cut {
-                kept: rows.into_iter().map(row).collect(),
-                reason: "longer than max_seq_len".into(),
-                tokens: num_tokens,
-            },
-            Outcome::Dropped { reason, num_tokens } => Fate::Dropped { reason, tokens: num_tokens },
-        })
-    }
-
-    /// The prompt of a record, for generation; `None` where it has none.
-    ///
-    /// # Errors
-    /// A prompt that the template refuses, with its place.
-    pub fn prompt(&self, origin: &Origin, record: &Record) -> Result<Option<Prompt>> {
-        completion_prompt(record, &self.0.tokenizer, self.0.template.as_deref())
-            .map_err(|error| error.at(&*origin.path, origin.line))
-    }
-}
 
 /// Data sets that were opened.
 #[derive(Debug)]
@@ -89,7 +31,7 @@ impl Data {
     ///
     /// # Errors
     /// One that cannot be read, or whose format is not known.
-    pub fn open(specs: &[String], config: &SftConfig, shuffle: bool) -> Result<Self> {
+    pub fn open(specs: &[String], config: &TrainConfig, shuffle: bool) -> Result<Self> {
         let format = config.format.as_deref().map(Format::from_str).transpose()?;
         let options = DataOptions { format, columns: Columns::parse(&config.column)? };
         let specs = specs.iter().map(|s| DataSpec::from_str(s)).collect::<Result<Vec<_>>>()?;
@@ -115,15 +57,15 @@ impl Data {
     ///
     /// # Errors
     /// A cursor of other data.
-    pub fn stream(
+    pub fn stream<R: Send + 'static>(
         &self,
         cursor: Cursor,
         epochs: Option<u64>,
-        encoder: &Encoder,
-    ) -> Result<RowStream<EncodedRows>> {
+        encoder: &RowEncoder<R>,
+    ) -> Result<RowStream<Encoded<Vec<R>>>> {
         let order = self.mixture.rows_from(cursor, epochs)?;
-        let encoder = encoder.clone();
-        let encode = move |origin: &Origin, record: Record| encoder.encode(origin, &record);
+        let encoder = Arc::clone(encoder);
+        let encode = move |origin: &Origin, record: Record| encoder(origin, &record);
         RowStream::start(Arc::clone(&self.sets), order, encode, StreamOptions::default())
     }
 
@@ -173,7 +115,7 @@ mod tests {
         };
         let specs =
             [spec("a.jsonl", 100, ""), spec("b.jsonl", 50, ":6"), spec("c.jsonl", 3, ":0.5")];
-        let data = Data::open(&specs, &SftConfig::default(), true).unwrap();
+        let data = Data::open(&specs, &TrainConfig::default(), true).unwrap();
         let lines = |name: &str| -> Vec<usize> {
             let origins = data.sample(32).map(|record| record.unwrap().0);
             let of_set = origins.filter(|origin| origin.path.ends_with(name));

@@ -1,46 +1,55 @@
 //! Before a run: everything opened, checked and planned, nothing written.
 
-use halter_core::data::encoded::TokenCount;
-use halter_core::memory::plan::{Plan, PlanInput};
-use halter_core::model::{Base, Decoder};
-use halter_core::text::strftime::Moment;
-use halter_core::train::checkpoint::CheckpointStore;
-use halter_core::train::progress::{Progress, counted};
-use halter_core::train::run_dir::{RunFiles, Start};
-use halter_core::train::source::{Source, SourceSpec};
-use halter_core::{Result, device};
+use crate::data::encoded::TokenCount;
+use crate::memory::plan::{Plan, PlanInput};
+use crate::model::{Base, Decoder};
+use crate::text::strftime::Moment;
+use crate::train::checkpoint::CheckpointStore;
+use crate::train::config::{Config, TrainConfig};
+use crate::train::interrupt::Interrupt;
+use crate::train::method::{Figures, Method, RowEncoder};
+use crate::train::progress::{Progress, counted};
+use crate::train::run_dir::{RunFiles, Start};
+use crate::train::source::{Source, SourceSpec};
+use crate::{Result, device};
 
-use crate::config::SftConfig;
-use crate::data::{Data, Encoder};
-use crate::evaluation::Evaluation;
-use crate::state::State;
+use super::data::Data;
+use super::evaluation::Evaluation;
+use super::state::State;
 
 /// About so many records are looked at to plan.
 const PLAN_RECORDS: usize = 32;
 
 /// A run that is ready to begin: everything opened and checked, nothing written.
-pub struct Prepared {
-    pub(crate) config: SftConfig,
-    pub(crate) start: Start,
-    pub(crate) source: Source,
-    pub(crate) encoder: Encoder,
-    pub(crate) data: Data,
-    pub(crate) evaluation: Evaluation,
-    pub(crate) model: Decoder,
-    pub(crate) began_at: i64,
+pub struct Prepared<M: Method> {
+    pub(super) config: Config<M::Options>,
+    pub(super) start: Start,
+    pub(super) source: Source,
+    pub(super) encoder: RowEncoder<M::Row>,
+    pub(super) data: Data,
+    pub(super) evaluation: Evaluation<M::Row>,
+    pub(super) model: Decoder,
+    pub(super) method: M,
+    pub(super) began_at: i64,
     /// Memory and time.
     pub plan: Plan,
     /// Steps in all.
     pub total_steps: u64,
 }
 
-impl Prepared {
+impl<M: Method> Prepared<M> {
     /// Opens model and data, and plans. Only a run that is resumed looks into its directory.
     ///
     /// # Errors
     /// Anything that would stop the run later.
-    pub fn new(config: &SftConfig, start: Start, progress: &mut dyn Progress) -> Result<Self> {
+    pub fn new(
+        config: &Config<M::Options>,
+        start: Start,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
         config.validate()?;
+        let whole = config;
+        let config = &whole.train;
         let device = device::open(&config.device)?;
         // However often a run is resumed, templates are told the time at which it began.
         let before: Option<State> = match start {
@@ -58,8 +67,8 @@ impl Prepared {
         for set in data.sets.iter() {
             progress.note(&format!("data: {set}"));
         }
-        let encoder = Encoder::new(config, &source);
-        let evaluation = Evaluation::open(config, &encoder)?;
+        let encoder = M::encoder(whole, &source);
+        let evaluation = Evaluation::open(config, &source, &encoder)?;
         if evaluation.left_out() > 0 {
             progress.note(&format!(
                 "evaluation: {} left out, {} used",
@@ -80,15 +89,17 @@ impl Prepared {
         let total_steps = config.max_steps.unwrap_or_else(|| {
             (rows_per_epoch * config.epochs / config.batch_size as f64).ceil().max(1.0) as u64
         });
-        let plan = plan(config, &data, &encoder, &evaluation, &model)?;
+        let method = M::new(whole, &source, &mut model)?;
+        let plan = plan(config, &data, &encoder, &evaluation, &model, &method)?;
         Ok(Self {
-            config: config.clone(),
+            config: whole.clone(),
             start,
             source,
             encoder,
             data,
             evaluation,
             model,
+            method,
             began_at,
             plan,
             total_steps,
@@ -99,7 +110,7 @@ impl Prepared {
     ///
     /// # Errors
     /// A file that cannot be read any more.
-    pub(crate) fn fresh_state(&self) -> Result<State> {
+    pub(super) fn fresh_state(&self) -> Result<State> {
         let mut contents = self.data.contents()?;
         contents.extend(self.evaluation.contents().clone());
         Ok(State {
@@ -107,14 +118,24 @@ impl Prepared {
             data: self.data.mixture.fingerprint(),
             contents,
             base: self.model.frozen_fingerprint()?,
+            method: self.method.state(),
             ..State::default()
         })
     }
 
+    /// Loss and figures of the held-out rows.
+    ///
+    /// # Errors
+    /// A loss that is not finite, or an interruption.
+    pub(super) fn held_out(&self, interrupt: &Interrupt) -> Result<Figures> {
+        let (rows, tokens) = (self.evaluation.rows(), self.plan.evaluation_tokens);
+        self.method.evaluate(&self.model, rows, tokens, interrupt)
+    }
+
     /// The first lines of a run: what will be trained, on what, at what price.
     pub fn introduce(&self, progress: &mut dyn Progress) {
-        use halter_core::memory::plan::gigabytes;
-        let count = |params: Vec<&halter_core::model::param::Param>| -> usize {
+        use crate::memory::plan::gigabytes;
+        let count = |params: Vec<&crate::model::param::Param>| -> usize {
             params.iter().map(|param| param.elem_count()).sum()
         };
         let (all, trained) = (count(self.model.params()), count(self.model.trained()));
@@ -128,28 +149,30 @@ impl Prepared {
         progress.note(&format!(
             "plan: {} of {}, about {:.2} s each; peak memory about {}",
             counted(self.total_steps as usize, "step"),
-            counted(self.config.batch_size, "row"),
+            counted(self.config.train.batch_size, "row"),
             seconds,
             gigabytes(self.plan.peak_bytes())
         ));
     }
 }
 
-fn plan(
-    config: &SftConfig,
+fn plan<M: Method>(
+    config: &TrainConfig,
     data: &Data,
-    encoder: &Encoder,
-    evaluation: &Evaluation,
+    encoder: &RowEncoder<M::Row>,
+    evaluation: &Evaluation<M::Row>,
     model: &Decoder,
+    method: &M,
 ) -> Result<Plan> {
     let mut rows = Vec::new();
     for record in data.sample(PLAN_RECORDS) {
         let (origin, record) = record?;
-        rows.extend(encoder.encode(&origin, &record)?.into_kept().unwrap_or_default());
+        rows.extend(encoder(&origin, &record)?.into_kept().unwrap_or_default());
     }
     let tokens = rows.tokens() as f64;
     Ok(Plan::new(
         model,
+        &method.memory(),
         PlanInput {
             microbatch_tokens: config.microbatch_tokens,
             rows_per_step: config.batch_size,

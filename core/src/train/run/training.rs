@@ -1,31 +1,28 @@
-//! The recipe: supervised fine-tuning from configuration to verified export, read downward.
-//!
-//! Departures from "The Llama 3 Herd of Models", section 4.1.3: none in the loss (cross-entropy on
-//! the target tokens, prompt masked). Sources are weighted by the user, not by the paper's mix.
+//! Training from configuration to verified export, read downward.
 
 use std::time::Instant;
 
-use halter_core::data::ledger::Ledger;
-use halter_core::data::record::Row;
-use halter_core::model::param::Grads;
-use halter_core::ops::dropout::hash;
-use halter_core::train::checkpoint::CheckpointStore;
-use halter_core::train::interrupt::Interrupt;
-use halter_core::train::metrics::{MetricsWriter, StepMetrics};
-use halter_core::train::optimizer::AdamW;
-use halter_core::train::progress::{Progress, Unit};
-use halter_core::train::run_dir::{RunDir, Start};
-use halter_core::train::schedule::Schedule;
-use halter_core::train::tensorboard::TensorboardWriter;
-use halter_core::{Error, ErrorKind, Result};
+use crate::data::ledger::Ledger;
+use crate::model::param::Grads;
+use crate::ops::dropout::hash;
+use crate::train::checkpoint::CheckpointStore;
+use crate::train::interrupt::Interrupt;
+use crate::train::metrics::{MetricsWriter, StepMetrics};
+use crate::train::optimizer::AdamW;
+use crate::train::progress::{Progress, Unit};
+use crate::train::run_dir::{RunDir, Start};
+use crate::train::schedule::Schedule;
+use crate::train::tensorboard::TensorboardWriter;
+use crate::{Error, ErrorKind, Result};
 
-use crate::evaluation::Answers;
-use crate::finish::{self, Finished, Outcome};
-use crate::messages::{self, interrupted, tell_interruption};
-pub use crate::prepare::Prepared;
-use crate::rows::RowFeed;
-use crate::state::State;
-use crate::step::{Figures, StepOptions, accumulate, update_in_backward};
+use super::evaluation::Answers;
+use super::finish::{self, Finished, Outcome};
+use super::messages::{self, interrupted, tell_interruption};
+use super::prepare::Prepared;
+use super::rows::RowFeed;
+use super::state::State;
+use crate::train::method::{Backward, Figures, Method, StepOptions};
+use crate::train::step::update_in_backward;
 
 /// Runs a prepared run, or resumes it.
 ///
@@ -33,8 +30,8 @@ use crate::step::{Figures, StepOptions, accumulate, update_in_backward};
 /// A row that would train wrongly, a loss or gradient that is not finite, a full disk; after the
 /// first checkpoint the run can be resumed from it. [`ErrorKind::Interrupted`] when the user asked
 /// to stop: a checkpoint was saved, unless the first step was still to come.
-pub fn run(
-    prepared: Prepared,
+pub fn run<M: Method>(
+    prepared: Prepared<M>,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
@@ -45,12 +42,12 @@ pub fn run(
 }
 
 /// What a run holds while it trains.
-struct Training<'a> {
-    prepared: Prepared,
+struct Training<'a, M: Method> {
+    prepared: Prepared<M>,
     progress: &'a mut dyn Progress,
     interrupt: &'a Interrupt,
     state: State,
-    feed: RowFeed,
+    feed: RowFeed<M::Row>,
     grads: Grads,
     optimizer: AdamW,
     schedule: Schedule,
@@ -74,21 +71,22 @@ struct Update {
     learning_rate: f64,
 }
 
-impl<'a> Training<'a> {
+impl<'a, M: Method> Training<'a, M> {
     /// Opens a run or resumes it, and evaluates the model before its first step.
     fn open(
-        prepared: Prepared,
+        prepared: Prepared<M>,
         progress: &'a mut dyn Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
-        let Prepared { config, data, model, source, .. } = &prepared;
+        let Prepared { config: whole, data, model, source, .. } = &prepared;
+        let config = &whole.train;
         let dir = RunDir::create(&config.output, prepared.start)?;
         dir.notices().iter().for_each(|notice| progress.note(notice));
         let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
         let mut optimizer = AdamW::with_moments(config.adam(), config.optim, model.trained())?;
         let mut state = prepared.fresh_state()?;
         match prepared.start {
-            Start::Fresh => dir.write_config(&config.to_toml()?)?,
+            Start::Fresh => dir.write_config(&whole.to_toml()?)?,
             Start::Resume => {
                 state = newest_state(state, &prepared, &store, &mut optimizer, &dir, progress)?;
             }
@@ -110,7 +108,7 @@ impl<'a> Training<'a> {
         };
         let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
         let stream = data.stream(state.cursor, epochs, &prepared.encoder)?;
-        Ok(Self {
+        let mut training = Self {
             feed: RowFeed::new(stream, ledger, state.cursor, state.rows_into_record),
             grads,
             schedule: Schedule {
@@ -131,7 +129,9 @@ impl<'a> Training<'a> {
             tensorboard,
             store,
             dir,
-        })
+        };
+        training.prepared.method.restore(&training.state.method)?;
+        Ok(training)
     }
 
     /// Trains until the last step, or until the data ends.
@@ -154,7 +154,7 @@ impl<'a> Training<'a> {
             let Some(line) = self.unevaluated_or_next_step()? else { break };
             let Some(line) = self.evaluate_if_due(line)? else { continue };
             self.record(&line)?;
-            let every = self.prepared.config.save_every;
+            let every = self.prepared.config.train.save_every;
             if every > 0 && self.state.step.is_multiple_of(every) {
                 self.save()?;
                 self.saved = Some(self.state.step);
@@ -208,14 +208,14 @@ impl<'a> Training<'a> {
             tokens_per_second: Some(figures.tokens as f64 / seconds),
             seconds: Some(seconds),
             mean_token_accuracy: Some(figures.token_accuracy()),
-            ..StepMetrics::default()
+            extra: figures.own().map(|(key, value)| (key.to_string(), value)).collect(),
         }))
     }
 
     /// The rows of the next step; none where the data ends after an earlier one.
-    fn next_rows(&mut self) -> Result<Vec<Row>> {
+    fn next_rows(&mut self) -> Result<Vec<M::Row>> {
         let step = self.state.step;
-        let rows = match self.feed.next_rows(self.prepared.config.batch_size) {
+        let rows = match self.feed.next_rows(self.prepared.config.train.batch_size) {
             Ok(rows) => rows,
             Err(error) => {
                 self.progress.finish();
@@ -242,24 +242,31 @@ impl<'a> Training<'a> {
     }
 
     /// Gradients of the mean loss over `rows`, clipped, and the optimizer's update with them.
-    fn update(&mut self, rows: &[Row]) -> Result<Update> {
+    fn update(&mut self, rows: &[M::Row]) -> Result<Update> {
         let step = self.state.step;
-        let Prepared { config, model, plan, .. } = &self.prepared;
+        let learning_rate = self.schedule.at(step);
+        let Prepared { config, model, plan, method, .. } = &mut self.prepared;
+        let config = &config.train;
         let options = StepOptions {
             microbatch_tokens: plan.microbatch_tokens,
             keep_blocks: plan.keep_blocks,
             dropout_seed: Some(hash(config.seed, step) & !0xffff),
         };
-        let with_remedy = |error| messages::with_remedy(error, step, rows);
-        let learning_rate = self.schedule.at(step);
         let inside = config.optimizer_in_backward;
+        let with_remedy = |error| messages::with_remedy(error, step, rows);
         let (figures, squared_norms) = if inside {
             let (grads, optimizer) = (&self.grads, &mut self.optimizer);
-            update_in_backward(model, rows, options, grads, optimizer, learning_rate)
+            let whole = StepOptions { microbatch_tokens: usize::MAX, ..options };
+            let each_pass =
+                |backward: Backward| method.each_pass(model, rows, whole, grads, backward);
+            update_in_backward(model, grads, optimizer, learning_rate, each_pass)
                 .map_err(with_remedy)?
         } else {
             self.grads.clear()?;
-            let figures = accumulate(model, rows, options, &self.grads).map_err(with_remedy)?;
+            let grads = &self.grads;
+            let backward: Backward = &mut |pass, loss| pass.backward(loss, grads);
+            let figures =
+                method.each_pass(model, rows, options, grads, backward).map_err(with_remedy)?;
             (figures, self.grads.squared_norms()?)
         };
         let grad_norm = squared_norms.iter().sum::<f64>().sqrt();
@@ -270,7 +277,7 @@ impl<'a> Training<'a> {
         self.check_gradients(&squared_norms)?;
         if !inside {
             let Prepared { config, model, .. } = &self.prepared;
-            let clip = match config.max_grad_norm {
+            let clip = match config.train.max_grad_norm {
                 0.0 => 1.0,
                 most => (most / (grad_norm + 1e-6)).min(1.0),
             };
@@ -300,11 +307,12 @@ impl<'a> Training<'a> {
     /// Adds the evaluation of its step to `line` where one is due; `None` where it was interrupted
     /// and is still to be done.
     fn evaluate_if_due(&mut self, mut line: StepMetrics) -> Result<Option<StepMetrics>> {
-        let Prepared { config, evaluation, model, plan, total_steps, .. } = &self.prepared;
+        let Prepared { config, evaluation, total_steps, .. } = &self.prepared;
         let step = self.state.step;
-        let due = config.eval_every > 0 && step.is_multiple_of(config.eval_every);
+        let every = config.train.eval_every;
+        let due = every > 0 && step.is_multiple_of(every);
         if !evaluation.is_empty() && (due || step == *total_steps) {
-            let held_out = match evaluation.loss(model, plan.evaluation_tokens, self.interrupt) {
+            let held_out = match self.prepared.held_out(self.interrupt) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
                     self.state.unevaluated = Some(line);
                     return Ok(None);
@@ -313,6 +321,9 @@ impl<'a> Training<'a> {
             };
             line.extra.insert("eval/loss".into(), held_out.loss());
             line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
+            for (key, value) in held_out.own() {
+                line.extra.insert(format!("eval/{key}"), value);
+            }
             self.evaluated = Some((step, held_out.loss()));
         }
         Ok(Some(line))
@@ -331,13 +342,15 @@ impl<'a> Training<'a> {
     fn save(&mut self) -> Result<()> {
         self.feed.sync()?;
         self.metrics.sync()?;
+        self.state.method = self.prepared.method.state();
         self.state.save(&self.store, &self.prepared.model, &self.optimizer)
     }
 
     /// Evaluates the trained model, and leaves export and report.
     fn finish(self) -> Result<Outcome> {
-        let Prepared { config, source, data, evaluation, model, plan, .. } = &self.prepared;
-        let (progress, interrupt, state) = (self.progress, self.interrupt, &self.state);
+        let Self { prepared, progress, interrupt, state, dir, .. } = self;
+        let Prepared { config, source, data, evaluation, model, .. } = &prepared;
+        let config = &config.train;
         let epochs = self.feed.epochs(data.mixture.rows_per_epoch());
         if config.max_steps.is_none() && epochs < config.epochs {
             progress.note(&format!(
@@ -355,38 +368,23 @@ impl<'a> Training<'a> {
             let told = |error| tell_interruption(error, Some(state.step));
             loss_after = match self.evaluated {
                 Some((step, loss)) if step == state.step => Some(loss),
-                _ => {
-                    let held_out = evaluation.loss(model, plan.evaluation_tokens, interrupt);
-                    Some(held_out.map_err(told)?.loss())
-                }
+                _ => Some(prepared.held_out(interrupt).map_err(told)?.loss()),
             };
             let given = evaluation.answers(model, source, config, progress, interrupt);
             answers = given.map_err(told)?;
             progress.note(&messages::report_evaluation("after", loss_after, &answers));
         }
-        finish::finish(
-            Finished {
-                config,
-                source,
-                data,
-                evaluation,
-                model,
-                plan,
-                state,
-                loss_after,
-                answers_after: answers,
-            },
-            &self.dir,
-            progress,
-        )
+        let finished =
+            Finished { prepared: &prepared, state: &state, loss_after, answers_after: answers };
+        finish::finish(finished, &dir, progress)
     }
 }
 
 /// The state of the newest checkpoint, whose tensors go into model and `optimizer`; `fresh` where
 /// the run was interrupted before there was one.
-fn newest_state(
+fn newest_state<M: Method>(
     fresh: State,
-    prepared: &Prepared,
+    prepared: &Prepared<M>,
     store: &CheckpointStore,
     optimizer: &mut AdamW,
     dir: &RunDir,
@@ -406,17 +404,16 @@ fn newest_state(
 }
 
 /// Notes in `state` how the model does before it is trained.
-fn evaluate_before(
+fn evaluate_before<M: Method>(
     state: &mut State,
-    prepared: &Prepared,
+    prepared: &Prepared<M>,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let Prepared { config, source, evaluation, model, plan, .. } = prepared;
+    let Prepared { config, source, evaluation, model, .. } = prepared;
     let told = |error| tell_interruption(error, None);
-    let held_out = evaluation.loss(model, plan.evaluation_tokens, interrupt);
-    state.loss_before = Some(held_out.map_err(told)?.loss());
-    let answers = evaluation.answers(model, source, config, progress, interrupt);
+    state.loss_before = Some(prepared.held_out(interrupt).map_err(told)?.loss());
+    let answers = evaluation.answers(model, source, &config.train, progress, interrupt);
     let answers = answers.map_err(told)?;
     progress.note(&messages::report_evaluation("before", state.loss_before, &answers));
     state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use halter_core::data::ledger::LedgerTotals;
-use halter_core::data::record::Row;
-use halter_core::train::metrics::StepMetrics;
-use halter_core::{Error, ErrorKind};
+use crate::data::ledger::LedgerTotals;
+use crate::data::record::Origin;
+use crate::train::method::TrainRow;
+use crate::train::metrics::StepMetrics;
+use crate::{Error, ErrorKind};
 
-use crate::evaluation::Answers;
+use super::evaluation::Answers;
 
 /// The figures of a step.
 pub fn describe(line: &StepMetrics) -> String {
@@ -69,12 +70,13 @@ pub fn nothing_to_train(totals: &LedgerTotals) -> Error {
 
 /// What can be done about numbers in a step over `rows`, after `steps` updates, that are not
 /// finite. A resumed run keeps its learning rate and comes to the same numbers again.
-pub fn with_remedy(error: Error, steps: u64, rows: &[Row]) -> Error {
+pub fn with_remedy(error: Error, steps: u64, rows: &[impl TrainRow]) -> Error {
     if error.kind() != ErrorKind::Numeric {
         return error;
     }
-    let place = |row: &Row| format!("{}:{}", row.origin.path.display(), row.origin.line);
-    let mut places = rows.iter().take(4).map(place).collect::<Vec<_>>().join(", ");
+    let origins = rows.iter().map(TrainRow::origin);
+    let place = |origin: &Origin| format!("{}:{}", origin.path.display(), origin.line);
+    let mut places = origins.take(4).map(place).collect::<Vec<_>>().join(", ");
     if rows.len() > 4 {
         places += ", …";
     }
@@ -91,7 +93,7 @@ pub fn with_remedy(error: Error, steps: u64, rows: &[Row]) -> Error {
 mod tests {
     use std::sync::Arc;
 
-    use halter_core::data::record::Origin;
+    use crate::data::record::Row;
 
     use super::*;
 

@@ -2,44 +2,30 @@
 
 use std::collections::HashMap;
 
-use halter_core::data::dataset::Dataset;
-use halter_core::memory::plan::{Plan, gigabytes};
-use halter_core::memory::system::peak_memory;
-use halter_core::model::Decoder;
-use halter_core::model::param::Param;
-use halter_core::model::weights::WeightFiles;
-use halter_core::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
-use halter_core::model::weights::export::{
-    ExportOptions, ParamData, write_model, write_side_files,
-};
-use halter_core::train::card::{Card, Named};
-use halter_core::train::progress::{Progress, counted};
-use halter_core::train::report::Report;
-use halter_core::train::run_dir::RunDir;
-use halter_core::train::source::Source;
-use halter_core::train::summary::{Figure, LedgerCount, Prediction, Sample, Summary};
-use halter_core::{Error, Result};
+use crate::data::dataset::Dataset;
+use crate::memory::plan::gigabytes;
+use crate::memory::system::peak_memory;
+use crate::model::param::Param;
+use crate::model::weights::WeightFiles;
+use crate::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
+use crate::model::weights::export::{ExportOptions, ParamData, write_model, write_side_files};
+use crate::train::card::{Card, Named};
+use crate::train::progress::{Progress, counted};
+use crate::train::report::Report;
+use crate::train::run_dir::RunDir;
+use crate::train::summary::{Figure, LedgerCount, Prediction, Sample, Summary};
+use crate::{Error, Result};
 use serde::Serialize;
 
-use crate::config::SftConfig;
-use crate::data::Data;
-use crate::evaluation::{Answers, Evaluation};
-use crate::state::State;
+use super::evaluation::Answers;
+use super::prepare::Prepared;
+use super::state::State;
+use crate::train::method::Method;
 
 /// A run after its last step.
-pub struct Finished<'a> {
-    /// Its configuration.
-    pub config: &'a SftConfig,
-    /// What it started from.
-    pub source: &'a Source,
-    /// Its data.
-    pub data: &'a Data,
-    /// Its evaluation.
-    pub evaluation: &'a Evaluation,
-    /// The trained model.
-    pub model: &'a Decoder,
-    /// What was predicted.
-    pub plan: &'a Plan,
+pub(super) struct Finished<'a, M: Method> {
+    /// The run, with the trained model.
+    pub prepared: &'a Prepared<M>,
     /// Where it stands.
     pub state: &'a State,
     /// Evaluation loss.
@@ -75,7 +61,11 @@ pub struct Outcome {
 ///
 /// # Errors
 /// A full disk, or an export that does not come back as it was.
-pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Result<Outcome> {
+pub(super) fn finish<M: Method>(
+    run: Finished<M>,
+    dir: &RunDir,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
     let before = Answers {
         completions: run.state.answers_before.iter().map(|(text, _)| text.clone()).collect(),
         correct: run.state.answers_before.iter().map(|(_, correct)| *correct).collect(),
@@ -90,7 +80,7 @@ pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Resul
         supervised_tokens: run.state.supervised_tokens,
         tokens_per_second: run.state.tokens as f64 / seconds,
         peak_memory: peak_memory(),
-        predicted_memory: run.plan.peak_bytes(),
+        predicted_memory: run.prepared.plan.peak_bytes(),
         eval_loss: (run.state.loss_before, run.loss_after),
         accuracy: (before.accuracy(), run.answers_after.accuracy()),
     };
@@ -106,38 +96,44 @@ pub fn finish(run: Finished, dir: &RunDir, progress: &mut dyn Progress) -> Resul
     Ok(outcome)
 }
 
-fn export(run: &Finished, dir: &RunDir, progress: &mut dyn Progress) -> Result<()> {
-    let (side_files, added) = run.source.export_files(&run.state.trained_ends);
+fn export<M: Method>(run: &Finished<M>, dir: &RunDir, progress: &mut dyn Progress) -> Result<()> {
+    let (side_files, added) = run.prepared.source.export_files(&run.state.trained_ends);
     for id in added {
-        let token = run.source.tokenizer.id_to_token(id).unwrap_or_default();
+        let token = run.prepared.source.tokenizer.id_to_token(id).unwrap_or_default();
         progress.note(&format!(
             "generation_config.json: `{token}` ends the trained turns and was added to `eos_token_id`"
         ));
     }
-    let dtype = run.config.dtype()?;
+    let dtype = run.prepared.config.train.dtype()?;
     let params: HashMap<&str, &Param> =
-        run.model.params().into_iter().map(|param| (param.name(), param)).collect();
+        run.prepared.model.params().into_iter().map(|param| (param.name(), param)).collect();
     let data = |name: &str| -> Result<ParamData> {
         let param = params.get(name).ok_or_else(|| Error::model(format!("no `{name}`")))?;
         Ok(ParamData::Tensor(param.to_f32()?))
     };
     let root = dir.path();
-    if run.config.is_lora() {
+    if run.prepared.config.train.is_lora() {
         let adapter = adapter_config(run)?;
         let factor = |module: &str, factor: Factor| {
             let side = if factor == Factor::A { "A" } else { "B" };
             data(&format!("{module}.lora_{side}.weight"))
         };
-        write_adapter(root, &adapter, &run.source.config, candle_core::DType::F32, factor)?;
+        write_adapter(
+            root,
+            &adapter,
+            &run.prepared.source.config,
+            candle_core::DType::F32,
+            factor,
+        )?;
         // As PEFT's users know it: what the prompts are made with goes with the adapter. So does
         // where answers stop, for a merge.
         write_side_files(root, &side_files)?;
         return verify_adapter(run, root, &params);
     }
     let options = ExportOptions { dtype, ..ExportOptions::default() };
-    write_model(root, &run.source.config, &side_files, &options, |spec| data(&spec.name))?;
+    write_model(root, &run.prepared.source.config, &side_files, &options, |spec| data(&spec.name))?;
     let written = WeightFiles::open(root)?;
-    written.check(&run.source.config)?;
+    written.check(&run.prepared.source.config)?;
     for (name, param) in &params {
         let expected = param.to_f32()?.to_dtype(dtype)?.to_dtype(candle_core::DType::F32)?;
         let found = written.get(name)?.to_tensor(&candle_core::Device::Cpu)?;
@@ -146,10 +142,10 @@ fn export(run: &Finished, dir: &RunDir, progress: &mut dyn Progress) -> Result<(
     Ok(())
 }
 
-fn adapter_config(run: &Finished) -> Result<AdapterConfig> {
-    let config = run.config;
+fn adapter_config<M: Method>(run: &Finished<M>) -> Result<AdapterConfig> {
+    let config = &run.prepared.config.train;
     let Some(dir) = &config.adapter else { return Ok(config.adapter_config()) };
-    let mut adapter = run.source.adapter(dir)?.config;
+    let mut adapter = run.prepared.source.adapter(dir)?.config;
     // A revision is one of the model that was named with it.
     if config.revision.is_some() {
         (adapter.base_model, adapter.revision) = (config.model.clone(), config.revision.clone());
@@ -157,12 +153,12 @@ fn adapter_config(run: &Finished) -> Result<AdapterConfig> {
     Ok(adapter)
 }
 
-fn verify_adapter(
-    run: &Finished,
+fn verify_adapter<M: Method>(
+    run: &Finished<M>,
     root: &std::path::Path,
     params: &HashMap<&str, &Param>,
 ) -> Result<()> {
-    for (module, factors) in &run.source.adapter(root)?.factors {
+    for (module, factors) in &run.prepared.source.adapter(root)?.factors {
         for (side, stored) in [("A", &factors.a), ("B", &factors.b)] {
             let name = format!("{module}.lora_{side}.weight");
             let param =
@@ -184,8 +180,8 @@ fn same(name: &str, found: &candle_core::Tensor, expected: &candle_core::Tensor)
     }
 }
 
-fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
-    let name = run.source.name.clone().unwrap_or_else(|| "fresh weights".into());
+fn summary<M: Method>(run: &Finished<M>, outcome: &Outcome, before: &Answers) -> Summary {
+    let name = run.prepared.source.name.clone().unwrap_or_else(|| "fresh weights".into());
     let mut headline = Vec::new();
     let arrow = |before: Option<String>, after: String| match before {
         Some(before) => format!("{before} → {after}"),
@@ -203,7 +199,7 @@ fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
         headline.push(Figure {
             name: "evaluation loss".into(),
             value: arrow(outcome.eval_loss.0.map(|l| format!("{l:.3}")), format!("{after:.3}")),
-            detail: counted(run.evaluation.rows().len(), "held-out row"),
+            detail: counted(run.prepared.evaluation.rows().len(), "held-out row"),
         });
     }
     headline.push(Figure {
@@ -217,38 +213,38 @@ fn summary(run: &Finished, outcome: &Outcome, before: &Answers) -> Summary {
         value: memory.clone(),
         detail: String::new(),
     });
-    let trained: usize = run.model.trained().iter().map(|param| param.elem_count()).sum();
+    let trained: usize = run.prepared.model.trained().iter().map(|param| param.elem_count()).sum();
     let steps = run.state.step.max(1) as f64;
     Summary {
-        title: format!("Supervised fine-tuning of {name}"),
+        title: format!("{} of {name}", M::DESCRIPTION.title),
         headline,
         facts: vec![
             ("base model".into(), name),
-            ("data".into(), run.config.data.join(", ")),
+            ("data".into(), run.prepared.config.train.data.join(", ")),
             ("steps".into(), run.state.step.to_string()),
             ("parameters trained".into(), trained.to_string()),
             ("trained tokens".into(), run.state.supervised_tokens.to_string()),
-            ("device".into(), run.config.device.clone()),
+            ("device".into(), run.prepared.config.train.device.clone()),
         ],
         samples: samples(run, before),
         ledger: ledger(run),
         prediction: vec![
             Prediction {
                 name: "peak memory".into(),
-                predicted: gigabytes(run.plan.peak_bytes()),
+                predicted: gigabytes(run.prepared.plan.peak_bytes()),
                 measured: memory,
             },
             Prediction {
                 name: "seconds per step".into(),
-                predicted: format!("{:.2}", run.plan.seconds_per_step),
+                predicted: format!("{:.2}", run.prepared.plan.seconds_per_step),
                 measured: format!("{:.2}", run.state.seconds / steps),
             },
         ],
     }
 }
 
-fn samples(run: &Finished, before: &Answers) -> Vec<Sample> {
-    let prompts = run.evaluation.prompts().iter().enumerate();
+fn samples<M: Method>(run: &Finished<M>, before: &Answers) -> Vec<Sample> {
+    let prompts = run.prepared.evaluation.prompts().iter().enumerate();
     prompts
         .map(|(i, prompt)| Sample {
             prompt: prompt.text.clone(),
@@ -261,7 +257,7 @@ fn samples(run: &Finished, before: &Answers) -> Vec<Sample> {
         .collect()
 }
 
-fn ledger(run: &Finished) -> Vec<LedgerCount> {
+fn ledger<M: Method>(run: &Finished<M>) -> Vec<LedgerCount> {
     let totals = &run.state.ledger.totals;
     let kept = LedgerCount {
         fate: "kept".into(),
@@ -288,21 +284,23 @@ fn dataset(set: &Dataset) -> Named {
     }
 }
 
-fn card(run: &Finished, summary: &Summary) -> Card {
-    let config = run.config;
+fn card<M: Method>(run: &Finished<M>, summary: &Summary) -> Card {
+    let config = &run.prepared.config.train;
     let name = config
         .output
         .file_name()
         .map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned());
     Card {
         name,
-        base_model: run.source.name.clone().map(|name| match run.source.is_from_hub {
-            true => Named::Hub(name),
-            false => Named::Local(name),
+        base_model: run.prepared.source.name.clone().map(|name| {
+            match run.prepared.source.is_from_hub {
+                true => Named::Hub(name),
+                false => Named::Local(name),
+            }
         }),
-        datasets: run.data.sets.iter().map(dataset).collect(),
-        method: "sft".into(),
-        description: "Cross-entropy on the completions; prompts are not trained.".into(),
+        datasets: run.prepared.data.sets.iter().map(dataset).collect(),
+        method: M::DESCRIPTION.command.into(),
+        description: M::DESCRIPTION.sentence.into(),
         tags: if config.is_lora() { vec!["lora".into()] } else { Vec::new() },
         is_adapter: config.is_lora(),
         license: String::new(),
@@ -315,6 +313,6 @@ fn card(run: &Finished, summary: &Summary) -> Card {
             ("seed".into(), config.seed.to_string()),
         ],
         figures: summary.headline.iter().map(|f| (f.name.clone(), f.value.clone())).collect(),
-        has_chat_template: run.source.template.is_some(),
+        has_chat_template: run.prepared.source.template.is_some(),
     }
 }

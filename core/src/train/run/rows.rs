@@ -2,21 +2,21 @@
 
 use std::collections::VecDeque;
 
-use halter_core::Result;
-use halter_core::data::ledger::{Ledger, LedgerTotals};
-use halter_core::data::mixture::Cursor;
-use halter_core::data::record::Row;
-use halter_core::data::stream::RowStream;
+use crate::Result;
+use crate::data::encoded::Encoded;
+use crate::data::ledger::{Ledger, LedgerTotals};
+use crate::data::mixture::Cursor;
+use crate::data::stream::RowStream;
+use crate::train::method::TrainRow;
 
-use crate::data::EncodedRows;
-use crate::state::State;
+use super::state::State;
 
 /// Hands out rows in order and knows where a checkpoint would go on.
-pub struct RowFeed {
-    stream: RowStream<EncodedRows>,
+pub struct RowFeed<R> {
+    stream: RowStream<Encoded<Vec<R>>>,
     ledger: Ledger,
     /// Rows of the record at `cursor` that are still to be used.
-    waiting: VecDeque<Row>,
+    waiting: VecDeque<R>,
     /// The record that `waiting` comes from, or the next one.
     cursor: Cursor,
     /// The record after it.
@@ -29,10 +29,10 @@ pub struct RowFeed {
     skip: usize,
 }
 
-impl RowFeed {
+impl<R: TrainRow> RowFeed<R> {
     /// Goes on at `cursor`, after `used` rows of its record.
     pub fn new(
-        stream: RowStream<EncodedRows>,
+        stream: RowStream<Encoded<Vec<R>>>,
         ledger: Ledger,
         cursor: Cursor,
         used: usize,
@@ -46,7 +46,7 @@ impl RowFeed {
     ///
     /// # Errors
     /// A record that would train wrongly.
-    pub fn next_rows(&mut self, count: usize) -> Result<Vec<Row>> {
+    pub fn next_rows(&mut self, count: usize) -> Result<Vec<R>> {
         let mut rows = Vec::with_capacity(count);
         while rows.len() < count {
             if let Some(row) = self.waiting.pop_front() {

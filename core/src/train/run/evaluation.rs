@@ -2,27 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use halter_core::data::dataset::DataSpec;
-use halter_core::data::encoded::TokenCount;
-use halter_core::data::record::Row;
-use halter_core::generate::{Limits, cached_tokens, greedy};
-use halter_core::memory::plan::EvaluationInput;
-use halter_core::model::Decoder;
-use halter_core::text::encode::Prompt;
-use halter_core::train::interrupt::Interrupt;
-use halter_core::train::progress::{Progress, Unit};
-use halter_core::train::source::Source;
-use halter_core::verify;
-use halter_core::{Error, Result};
+use crate::data::dataset::DataSpec;
+use crate::data::encoded::TokenCount;
+use crate::data::record::{Origin, Record};
+use crate::generate::{Limits, cached_tokens, greedy};
+use crate::memory::plan::EvaluationInput;
+use crate::model::Decoder;
+use crate::text::encode::{Prompt, completion_prompt};
+use crate::train::config::TrainConfig;
+use crate::train::interrupt::Interrupt;
+use crate::train::method::RowEncoder;
+use crate::train::progress::{Progress, Unit};
+use crate::train::source::Source;
+use crate::verify;
+use crate::{Error, Result};
 
-use crate::config::SftConfig;
-use crate::data::{Data, Encoder};
-use crate::step::{self, Figures};
+use super::data::Data;
 
 /// Held-out rows, encoded once.
-#[derive(Debug, Default)]
-pub struct Evaluation {
-    rows: Vec<Row>,
+#[derive(Debug)]
+pub struct Evaluation<R> {
+    rows: Vec<R>,
     prompts: Vec<Prompt>,
     left_out: usize,
     contents: BTreeMap<String, String>,
@@ -51,12 +51,19 @@ impl Answers {
     }
 }
 
-impl Evaluation {
+impl<R> Default for Evaluation<R> {
+    fn default() -> Self {
+        let (rows, prompts, contents) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { rows, prompts, left_out: 0, contents }
+    }
+}
+
+impl<R: TokenCount> Evaluation<R> {
     /// Encodes the evaluation data.
     ///
     /// # Errors
     /// A row that cannot be used, or none at all: held-out rows are never dropped silently.
-    pub fn open(config: &SftConfig, encoder: &Encoder) -> Result<Self> {
+    pub fn open(config: &TrainConfig, source: &Source, encoder: &RowEncoder<R>) -> Result<Self> {
         let mut evaluation = Self::default();
         if config.eval_data.is_empty() {
             return Ok(evaluation);
@@ -73,9 +80,9 @@ impl Evaluation {
         for record in data.records() {
             let (origin, record) = record?;
             if evaluation.prompts.len() < config.eval_generate {
-                evaluation.prompts.extend(encoder.prompt(&origin, &record)?);
+                evaluation.prompts.extend(prompt(source, &origin, &record)?);
             }
-            match encoder.encode(&origin, &record)?.into_kept() {
+            match encoder(&origin, &record)?.into_kept() {
                 Some(rows) => evaluation.rows.extend(rows),
                 None => evaluation.left_out += 1,
             }
@@ -110,7 +117,7 @@ impl Evaluation {
     }
 
     /// Rows of the evaluation.
-    pub fn rows(&self) -> &[Row] {
+    pub fn rows(&self) -> &[R] {
         &self.rows
     }
 
@@ -124,22 +131,9 @@ impl Evaluation {
         let prompts = self.prompts.iter().map(|prompt| prompt.input_ids.len());
         Some(EvaluationInput {
             tokens: self.rows.tokens(),
-            longest_row: self.rows.iter().map(Row::tokens).max()?,
+            longest_row: self.rows.iter().map(R::tokens).max()?,
             cached_tokens: cached_tokens(prompts, max_new_tokens),
         })
-    }
-
-    /// Loss and token accuracy.
-    ///
-    /// # Errors
-    /// A loss that is not finite, or an interruption.
-    pub fn loss(
-        &self,
-        model: &Decoder,
-        microbatch_tokens: usize,
-        interrupt: &Interrupt,
-    ) -> Result<Figures> {
-        step::evaluate(model, &self.rows, microbatch_tokens, interrupt)
     }
 
     /// Greedy answers to the prompts.
@@ -150,7 +144,7 @@ impl Evaluation {
         &self,
         model: &Decoder,
         source: &Source,
-        config: &SftConfig,
+        config: &TrainConfig,
         progress: &mut dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<Answers> {
@@ -183,4 +177,10 @@ impl Evaluation {
             .collect();
         Ok(Answers { completions, correct })
     }
+}
+
+/// The prompt of a record, for generation; `None` where it has none.
+fn prompt(source: &Source, origin: &Origin, record: &Record) -> Result<Option<Prompt>> {
+    completion_prompt(record, &source.tokenizer, source.template.as_deref())
+        .map_err(|error| error.at(&*origin.path, origin.line))
 }

@@ -1,0 +1,14 @@
+//! A run of any method, from configuration to verified export: see [`training`].
+
+pub mod data;
+pub mod evaluation;
+pub mod finish;
+mod messages;
+pub mod prepare;
+mod rows;
+pub mod state;
+pub mod training;
+
+pub use finish::Outcome;
+pub use prepare::Prepared;
+pub use training::run;

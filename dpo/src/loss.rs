@@ -1,1 +1,0 @@
-//! Losses over the log-probs of preferred and dispreferred completions.
