@@ -1,8 +1,9 @@
-//! What scored completions say of the model: pass@k, maj@k, rates with their errors, histograms.
+//! What scored completions say of the model: pass@k, maj@k, rates with their errors and intervals,
+//! histograms.
 
 use halter_core::{Error, Result};
-use rand::SeedableRng;
 use rand::seq::index;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Subsets that [`majority_at_k`] looks at: all of them where there are no more, else this many
@@ -49,14 +50,13 @@ pub fn majority_at_k(
         )));
     }
     let share_right = |subset: &[usize]| {
-        let votes = |group| subset.iter().filter(|at| groups[**at] == Some(group)).count();
         let mut answers: Vec<usize> = subset.iter().filter_map(|at| groups[*at]).collect();
         answers.sort_unstable();
-        answers.dedup();
-        let most = answers.iter().map(|group| votes(*group)).max();
-        answers.retain(|group| Some(votes(*group)) == most);
-        let right = answers.iter().filter(|group| is_right(**group)).count();
-        if right == 0 { 0.0 } else { right as f64 / answers.len() as f64 }
+        let votes: Vec<&[usize]> = answers.chunk_by(|a, b| a == b).collect();
+        let most = votes.iter().map(|group| group.len()).max();
+        let winners = || votes.iter().filter(|group| Some(group.len()) == most);
+        let right = winners().filter(|group| is_right(group[0])).count();
+        if right == 0 { 0.0 } else { right as f64 / winners().count() as f64 }
     };
     let (mut sum, mut count) = (0.0, 0_u64);
     if binomial(n, k).is_some_and(|subsets| subsets <= MAX_SUBSETS) {
@@ -131,6 +131,43 @@ pub fn clustered_mean<'a>(prompts: impl IntoIterator<Item = &'a [f64]>) -> Optio
     let count = prompts.len() as f64;
     let standard_error = (count / (count - 1.0) * squares).sqrt() / values as f64;
     Some(Estimate { mean, standard_error, prompts: prompts.len(), values })
+}
+
+/// Samples of [`bootstrap_interval`].
+const RESAMPLES: usize = 2000;
+
+/// Where the mean over all values lies with probability `confidence` (0 to 1): the percentile
+/// bootstrap over prompts (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter
+/// 13). As many prompts as there are, drawn with replacement from `seed`, give one mean; of
+/// 2,000 such means the lowest and the highest are cut off. Prompts without values do not count;
+/// `None` where none has one.
+///
+/// For pass@k and maj@k each prompt has one value, its own estimate.
+pub fn bootstrap_interval<'a>(
+    prompts: impl IntoIterator<Item = &'a [f64]>,
+    confidence: f64,
+    seed: u64,
+) -> Option<(f64, f64)> {
+    let prompts = prompts.into_iter().filter(|values| !values.is_empty());
+    let sums: Vec<(f64, usize)> =
+        prompts.map(|values| (values.iter().sum(), values.len())).collect();
+    if sums.is_empty() {
+        return None;
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut mean = || {
+        let (mut sum, mut count) = (0.0, 0);
+        for _ in 0..sums.len() {
+            let (part, values) = sums[random.random_range(0..sums.len())];
+            sum += part;
+            count += values;
+        }
+        sum / count as f64
+    };
+    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| mean()).collect();
+    means.sort_by(f64::total_cmp);
+    let cut = ((1.0 - confidence.clamp(0.0, 1.0)) / 2.0 * (RESAMPLES - 1) as f64).round() as usize;
+    Some((means[cut], means[RESAMPLES - 1 - cut]))
 }
 
 /// How many scores fall into each of several bins of one width.
@@ -274,6 +311,29 @@ mod tests {
         assert!(clustered_mean([&[1.0][..]]).unwrap().standard_error.is_nan());
         assert_eq!(clustered_mean([]), None);
         assert_eq!(clustered_mean([&[][..]]), None);
+    }
+
+    #[test]
+    fn the_bootstrap_interval_holds_the_middle_of_all_draws() {
+        // two prompts: means 0, ½ and 1 with chances ¼, ½ and ¼
+        let two: [&[f64]; 3] = [&[0.0], &[1.0], &[]];
+        assert_eq!(bootstrap_interval(two, 0.95, 0), Some((0.0, 1.0)));
+        assert_eq!(bootstrap_interval(two, 0.4, 0), Some((0.5, 0.5)));
+        // a prompt with three values weighs three times as much: means 0, ¾ and 1
+        assert_eq!(bootstrap_interval([&[0.0][..], &[1.0; 3]], 0.4, 0), Some((0.75, 0.75)));
+        assert_eq!(bootstrap_interval([&[0.25][..]], 0.95, 0), Some((0.25, 0.25)));
+        assert_eq!(bootstrap_interval([], 0.95, 0), None);
+    }
+
+    #[test]
+    fn with_many_prompts_the_bootstrap_interval_is_the_normal_one() {
+        let values: Vec<f64> = (0..400).map(|at| f64::from(u8::from(at % 10 < 3))).collect();
+        let estimate = clustered_mean(values.chunks(1)).unwrap();
+        let (low, high) = bootstrap_interval(values.chunks(1), 0.95, 1).unwrap();
+        assert_eq!((low, high), bootstrap_interval(values.chunks(1), 0.95, 1).unwrap());
+        let half = 1.96 * estimate.standard_error;
+        assert!((low - (0.3 - half)).abs() < 0.004, "{low}");
+        assert!((high - (0.3 + half)).abs() < 0.004, "{high}");
     }
 
     #[test]
