@@ -43,7 +43,7 @@ pub struct FinalAnswer<'a> {
 /// 4. all of `<answer>…</answer>`;
 /// 5. the last number.
 pub fn find(completion: &str) -> Option<FinalAnswer<'_>> {
-    let said = completion.rsplit_once("</think>").map_or(completion, |(_, said)| said);
+    let said = after_thinking(completion);
     let tagged = said.rsplit_once("<answer>").map(|(_, inside)| inside.split("</answer>").next());
     let tagged = tagged.flatten();
     let place = tagged.unwrap_or(said);
@@ -54,6 +54,11 @@ pub fn find(completion: &str) -> Option<FinalAnswer<'_>> {
         .or_else(|| phrase(place).map(answer(Mark::Phrase)))
         .or_else(|| non_empty(tagged?).map(answer(Mark::Tag)))
         .or_else(|| numbers(place).last().map(answer(Mark::LastNumber)))
+}
+
+/// What follows the last `</think>`; all of `completion` where there is none.
+pub fn after_thinking(completion: &str) -> &str {
+    completion.rsplit_once("</think>").map_or(completion, |(_, said)| said)
 }
 
 fn non_empty(text: &str) -> Option<&str> {

@@ -25,16 +25,31 @@ impl Reference {
     /// (MATH), else the whole column, trimmed. Numbers and booleans are taken as they are written.
     ///
     /// # Errors
-    /// The column is missing, null, or neither text, number nor boolean.
+    /// The column is missing, null, or neither text, number nor boolean; or the answer is empty.
     pub fn answer(&self, row: &Map<String, Value>) -> Result<String> {
-        let (column, value) = self.find(row)?;
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(_) | Value::Bool(_) => value.to_string(),
-            other => return Err(expected(&format!("`{column}`"), "text or a number", other)),
-        };
+        let (column, text) = self.read(row)?;
         let stated = verify::answer_line(&text).or_else(|| answer::boxed(&text));
-        Ok(stated.unwrap_or(&text).trim().to_string())
+        match stated.unwrap_or(&text).trim() {
+            "" => Err(Error::data(format!("column `{column}`: expected an answer, got none"))),
+            answer => Ok(answer.to_string()),
+        }
+    }
+
+    /// All that the column of `row` says.
+    ///
+    /// # Errors
+    /// The column is missing, null, or neither text, number nor boolean.
+    pub fn text(&self, row: &Map<String, Value>) -> Result<String> {
+        self.read(row).map(|(_, text)| text)
+    }
+
+    fn read<'a>(&'a self, row: &'a Map<String, Value>) -> Result<(&'a str, String)> {
+        let (column, value) = self.find(row)?;
+        match value {
+            Value::String(text) => Ok((column, text.clone())),
+            Value::Number(_) | Value::Bool(_) => Ok((column, value.to_string())),
+            other => Err(expected(&format!("`{column}`"), "text or a number", other)),
+        }
     }
 
     fn find<'a>(&'a self, row: &'a Map<String, Value>) -> Result<(&'a str, &'a Value)> {

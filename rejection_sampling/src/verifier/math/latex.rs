@@ -2,6 +2,8 @@
 //!
 //! What is left holds `\frac`, braces, and one character for each operator: `* / √ π ∞ ∪ ∈`.
 
+use super::value::SCALES;
+
 /// Nested `\text{…}` that are still read.
 const MAX_DEPTH: usize = 8;
 
@@ -59,6 +61,11 @@ fn command(rest: &[char], out: &mut String, depth: usize) -> usize {
         "infty" => out.push('∞'),
         "cup" => out.push('∪'),
         "in" => out.push('∈'),
+        "le" | "leq" => out.push('≤'),
+        "ge" | "geq" => out.push('≥'),
+        "ne" | "neq" => out.push('≠'),
+        "pm" => out.push('±'),
+        "emptyset" | "varnothing" => out.push('∅'),
         "circ" | "degree" => out.push('°'),
         "lbrace" => out.push('{'),
         "rbrace" => out.push('}'),
@@ -88,6 +95,7 @@ fn words(rest: &[char], out: &mut String, depth: usize) -> usize {
         out.trim_end().ends_with(|c: char| c.is_ascii_digit() || matches!(c, ')' | '}' | 'π'));
     let is_unit = !inside.trim().is_empty()
         && !matches!(inside.trim(), "or" | "and")
+        && !SCALES.iter().any(|(scale, _)| inside.contains(scale))
         && inside.chars().all(|c| c.is_alphabetic() || " ./^23".contains(c));
     if after_number && is_unit {
         out.push(' ');

@@ -12,6 +12,15 @@ const UNITS: [&str; 21] = [
     "hrs", "min", "mins", "sec", "mph", "kph",
 ];
 
+/// Words that are numbers themselves.
+pub(super) const SCALES: [(&str, &str); 5] = [
+    ("hundred", "100"),
+    ("thousand", "1000"),
+    ("million", "1000000"),
+    ("billion", "1000000000"),
+    ("trillion", "1000000000000"),
+];
+
 /// Words that join numbers and are no units.
 const JOINING: [&str; 8] = ["pi", "sqrt", "over", "times", "plus", "minus", "inf", "infinity"];
 
@@ -209,13 +218,19 @@ fn is_in_number(bytes: &[u8], at: usize) -> bool {
     (1..=3).contains(&before) && (1..=3).all(|step| is_digit(at + step)) && !is_digit(at + 4)
 }
 
-/// `text` without degree signs and the words after a number.
+/// `text` without degree signs and the words after a number; `3 million` is a product.
 fn without_unit(text: &str) -> String {
     let text = text.replace("°C", "").replace("°F", "").replace('°', "");
     let mut text = text.trim();
     while let Some((head, word)) = text.rsplit_once(' ') {
         let has_number = head.contains(|c: char| c.is_ascii_digit() || matches!(c, 'π' | '√'));
-        if !has_number || !is_unit(word) {
+        if !has_number {
+            break;
+        }
+        if let Some((_, scale)) = SCALES.iter().find(|(name, _)| *name == word) {
+            return format!("({head})*{scale}");
+        }
+        if !is_unit(word) {
             break;
         }
         text = head.trim_end();
