@@ -7,6 +7,7 @@ mod tests;
 
 use halter_core::Result;
 use halter_core::data::record::Message;
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 pub use spec::ScorerSpec;
@@ -47,16 +48,23 @@ impl Score {
     }
 }
 
-/// Gives completions their scores; the same item always gets the same one.
+/// Gives completions their scores. The same item always gets the same one, except from a judge.
 pub trait Scorer: Send + Sync {
     /// What the scorer is called on the command line and in reports.
     fn name(&self) -> &str;
 
     /// The score of `item`. An error costs this row only.
     fn score(&self, item: &Item) -> Result<Score>;
+
+    /// The score of each item, in their order; on all threads, unless a scorer has a better way to
+    /// score several at once.
+    fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
+        items.par_iter().map(|item| self.score(item)).collect()
+    }
 }
 
-/// Several scorers, each with its weight: the sum of weight times score.
+/// Several scorers, each with its weight: the sum of weight times score. A completion that one
+/// cannot score is not shown to those after it.
 pub struct WeightedSum {
     name: String,
     parts: Vec<(f64, Box<dyn Scorer>)>,
@@ -81,20 +89,51 @@ fn weighted(weight: f64, part: &dyn Scorer) -> String {
     if weight == 1.0 { part.name().to_string() } else { format!("{weight}*{}", part.name()) }
 }
 
+/// A sum on the way.
+#[derive(Default)]
+struct Sum {
+    value: f64,
+    details: Vec<String>,
+}
+
+impl Sum {
+    fn add(&mut self, weight: f64, part: &dyn Scorer, score: Score) {
+        self.value += weight * score.value;
+        let reason = score.detail.map(|detail| format!(" ({detail})")).unwrap_or_default();
+        self.details.push(format!("{} {:.3}{reason}", part.name(), score.value));
+    }
+
+    fn score(self) -> Score {
+        Score::because(self.value, self.details.join("; "))
+    }
+}
+
 impl Scorer for WeightedSum {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn score(&self, item: &Item) -> Result<Score> {
-        let mut value = 0.0;
-        let mut details = Vec::new();
+        let mut sum = Sum::default();
         for (weight, part) in &self.parts {
-            let score = part.score(item)?;
-            value += weight * score.value;
-            let reason = score.detail.map(|detail| format!(" ({detail})")).unwrap_or_default();
-            details.push(format!("{} {:.3}{reason}", part.name(), score.value));
+            sum.add(*weight, &**part, part.score(item)?);
         }
-        Ok(Score::because(value, details.join("; ")))
+        Ok(sum.score())
+    }
+
+    fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
+        let mut sums: Vec<Result<Sum>> = items.iter().map(|_| Ok(Sum::default())).collect();
+        for (weight, part) in &self.parts {
+            let (places, open): (Vec<usize>, Vec<Item>) =
+                items.iter().copied().enumerate().filter(|(at, _)| sums[*at].is_ok()).unzip();
+            for (at, score) in places.into_iter().zip(part.score_all(&open)) {
+                match (&mut sums[at], score) {
+                    (Ok(sum), Ok(score)) => sum.add(*weight, &**part, score),
+                    (sum, Err(error)) => *sum = Err(error),
+                    (Err(_), Ok(_)) => {}
+                }
+            }
+        }
+        sums.into_iter().map(|sum| sum.map(Sum::score)).collect()
     }
 }

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod exact;
 pub mod instructions;
+pub mod judge;
 pub mod math;
 pub mod numeric;
 pub mod pattern;

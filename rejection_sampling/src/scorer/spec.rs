@@ -1,17 +1,21 @@
 //! A scorer as text: `[WEIGHT*]NAME[:ARGUMENT]`.
 
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Scorer;
 use super::options::Options;
+use crate::code::{Code, Credit};
+use crate::sandbox::{Guarantee, Settings};
 use crate::verifier::exact::Exact;
 use crate::verifier::instructions::InstructionFollowing;
+use crate::verifier::judge::{Judge, JudgeConfig};
 use crate::verifier::numeric::Numeric;
 use crate::verifier::pattern::{Format, Pattern, Reach};
 use crate::verifier::penalties::{LengthPenalty, RepetitionPenalty};
@@ -20,11 +24,19 @@ use crate::verifier::schema::JsonSchema;
 
 /// The forms that a hint lists.
 const FORMS: &str = "the scorers are `numeric`, `exact`, `regex:PATTERN`, `regex-full:PATTERN`, \
-     `format:think`, `format:think-answer`, `ifeval`, `json-schema[:FILE]`, `length:TOKENS`, \
-     `repetition[:N]`; a weight goes in front, as in `0.5*length:1024`";
+     `format:think`, `format:think-answer`, `ifeval`, `json-schema[:FILE]`, `code`, \
+     `judge:FILE`, `length:TOKENS`, `repetition[:N]`; a weight goes in front, as in `0.5*length:1024`";
 
 /// Words of an n-gram where `repetition` names no number.
 const NGRAM: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// Guarantees of the sandbox that `code` gives up where this machine cannot give them.
+const GIVEN_UP: [(&str, Guarantee); 4] = [
+    ("allow-network", Guarantee::NoNetwork),
+    ("allow-writes", Guarantee::NoWritesOutside),
+    ("allow-reads", Guarantee::NoReadsOutside),
+    ("allow-processes", Guarantee::NoProcessesLeft),
+];
 
 /// A scorer as it is written on a command line: `[WEIGHT*]NAME[:ARGUMENT]`.
 ///
@@ -36,6 +48,8 @@ const NGRAM: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// | `format:think`, `format:think-answer` | [`Format`] |
 /// | `ifeval[:loose,all]` | [`InstructionFollowing`] |
 /// | `json-schema[:FILE]`, `json-schema:column=NAME` | [`JsonSchema`] |
+/// | `code[:share,seconds=N,allow-…]` | [`Code`] |
+/// | `judge:FILE` | [`Judge`] |
 /// | `length:TOKENS[,ramp=TOKENS]` | [`LengthPenalty`] |
 /// | `repetition[:N]` | [`RepetitionPenalty`] |
 ///
@@ -63,6 +77,8 @@ enum Kind {
     Instructions(InstructionFollowing),
     SchemaFile(PathBuf),
     SchemaColumn(String),
+    Code { settings: Settings, credit: Credit },
+    JudgeFile(PathBuf),
     Length(LengthPenalty),
     Repetition(RepetitionPenalty),
 }
@@ -73,7 +89,8 @@ impl ScorerSpec {
         self.weight
     }
 
-    /// The scorer, without its weight. Reads the schema of `json-schema:FILE`.
+    /// The scorer, without its weight. Reads the file of `json-schema:FILE` and `judge:FILE`; tries
+    /// out whether `code` can be contained here.
     pub fn build(&self) -> Result<Box<dyn Scorer>> {
         Ok(match &self.kind {
             Kind::Exact(scorer) => Box::new(scorer.clone()),
@@ -83,6 +100,10 @@ impl ScorerSpec {
             Kind::Instructions(scorer) => Box::new(*scorer),
             Kind::SchemaFile(path) => Box::new(JsonSchema::from_file(path)?),
             Kind::SchemaColumn(column) => Box::new(JsonSchema::from_column(column)),
+            Kind::Code { settings, credit } => Box::new(Code::new(settings.clone(), *credit)?),
+            Kind::JudgeFile(path) => Box::new(
+                Judge::new(JudgeConfig::from_file(path)?).map_err(|error| error.in_file(path))?,
+            ),
             Kind::Length(scorer) => Box::new(*scorer),
             Kind::Repetition(scorer) => Box::new(*scorer),
         })
@@ -147,6 +168,8 @@ impl Kind {
                 Some((_, Some(column))) => Self::SchemaColumn(column.into()),
                 Some((path, None)) => Self::SchemaFile(path.into()),
             }),
+            "code" => Self::read_code(options),
+            "judge" => Ok(Self::JudgeFile(needed("FILE")?.into())),
             "length" => {
                 needed("TOKENS")?;
                 let limit = options.first().map(|text| options.read(text)).transpose()?;
@@ -166,6 +189,23 @@ impl Kind {
             }
             _ => Err(Error::config(format!("scorer: expected a name, got `{name}`")).hint(FORMS)),
         }
+    }
+
+    fn read_code(mut options: Options) -> Result<Self> {
+        let mut settings = Settings::default();
+        let credit = if options.flag("share") { Credit::Share } else { Credit::AllOrNothing };
+        if let Some(seconds) = options.number::<NonZeroU32>("seconds")? {
+            settings.limits.cpu_seconds = seconds.get().into();
+            settings.limits.wall = Duration::from_secs(seconds.get().into());
+        }
+        for (flag, guarantee) in GIVEN_UP {
+            if options.flag(flag) {
+                settings.allow_weaker.push(guarantee);
+            }
+        }
+        let flags = GIVEN_UP.map(|(flag, _)| format!("`{flag}`")).join(", ");
+        options.finish(&format!("`share`, `seconds=N`, {flags}"))?;
+        Ok(Self::Code { settings, credit })
     }
 }
 

@@ -34,21 +34,25 @@ impl Pattern {
     /// # Errors
     /// It is malformed, or larger than a megabyte when compiled.
     pub fn new(text: &str, reach: Reach) -> Result<Self> {
-        let whole = match reach {
-            Reach::Anywhere => text.to_string(),
-            Reach::Whole => format!(r"\A(?:{text})\z"),
+        let anywhere = compile("regex", text)?;
+        let regex = match reach {
+            Reach::Anywhere => anywhere,
+            Reach::Whole => compile("regex", &format!(r"\A(?:{text})\z"))?,
         };
-        let build = |pattern: &str| RegexBuilder::new(pattern).size_limit(SIZE_LIMIT).build();
-        let regex = build(text).and_then(|_| build(&whole)).map_err(|error| {
-            let reason = error.to_string();
-            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Error::config(format!(
-                "scorer `regex`: expected a regular expression, got `{text}`: {reason}"
-            ))
-            .hint("look-around and back-references are not there; `\\` escapes a character")
-        })?;
         Ok(Self { regex, reach })
     }
+}
+
+/// The pattern `text` of a scorer.
+pub(super) fn compile(scorer: &str, text: &str) -> Result<Regex> {
+    RegexBuilder::new(text).size_limit(SIZE_LIMIT).build().map_err(|error| {
+        let reason = error.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        Error::config(format!(
+            "scorer `{scorer}`: expected a regular expression, got `{text}`: {reason}"
+        ))
+        .hint("look-around and back-references are not there; `\\` escapes a character")
+    })
 }
 
 impl Scorer for Pattern {

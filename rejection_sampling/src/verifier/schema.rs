@@ -172,6 +172,21 @@ mod tests {
     #[test]
     fn a_schema_that_refers_to_itself_ends() {
         assert_eq!(score(json!({"$ref": "#"}), "{}").unwrap(), 1.0);
+        let deep = format!("{}1{}", "{\"a\":".repeat(100), "}".repeat(100));
+        for schema in [
+            json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}),
+            json!({"not": {"$ref": "#"}}),
+            json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+            json!({"$dynamicAnchor": "x", "allOf": [{"$dynamicRef": "#x"}, {"$dynamicRef": "#x"}]}),
+            // two ways at each of a hundred levels, none of which leads to an end
+            json!({"type": "object", "anyOf": [
+                {"properties": {"a": {"$ref": "#"}}}, {"properties": {"a": {"$ref": "#"}}, "minProperties": 1},
+            ]}),
+        ] {
+            let start = std::time::Instant::now();
+            let _ = (score(schema.clone(), "{}"), score(schema.clone(), &deep));
+            assert!(start.elapsed().as_secs() < 10, "{schema}");
+        }
     }
 
     #[test]
