@@ -24,7 +24,14 @@ pub struct JsonSchema {
 
 enum Source {
     Column(String),
-    Compiled(Box<Validator>),
+    Compiled(Box<Schema>),
+}
+
+struct Schema {
+    validator: Validator,
+    /// Whether parts of it refer to others. Telling what is wrong then takes time, and memory, that
+    /// may double with every level of the completion; whether something is wrong does not.
+    refers: bool,
 }
 
 impl JsonSchema {
@@ -37,9 +44,9 @@ impl JsonSchema {
         let schema = serde_json::from_str(&text).map_err(|error| {
             Error::config(format!("JSON schema: expected JSON, got: {error}")).in_file(path)
         })?;
-        let validator = compile(&schema)
+        let schema = compile(&schema)
             .map_err(|reason| Error::config(format!("JSON schema: {reason}")).in_file(path))?;
-        Ok(Self { source: Source::Compiled(Box::new(validator)) })
+        Ok(Self { source: Source::Compiled(Box::new(schema)) })
     }
 
     /// The schema in the row's `column`: an object, a boolean, or a string of JSON.
@@ -48,11 +55,14 @@ impl JsonSchema {
     }
 }
 
-fn compile(schema: &Value) -> Result<Validator, String> {
-    jsonschema::options()
+fn compile(schema: &Value) -> Result<Schema, String> {
+    let validator = jsonschema::options()
         .with_pattern_options(PatternOptions::regex())
         .build(schema)
-        .map_err(|error| shortened(&error.to_string(), DETAIL))
+        .map_err(|error| shortened(&error.to_string(), DETAIL))?;
+    let text = schema.to_string();
+    let refers = ["$ref", "$dynamicRef", "$recursiveRef"].iter().any(|key| text.contains(key));
+    Ok(Schema { validator, refers })
 }
 
 /// Whether `text` is JSON, alone or in a fence.
@@ -69,17 +79,22 @@ fn without_fence(text: &str) -> &str {
     ["json", "JSON", "Json"].iter().find_map(|name| inside.strip_prefix(name)).unwrap_or(inside)
 }
 
-fn check(validator: &Validator, completion: &str) -> Score {
-    match serde_json::from_str::<Value>(without_fence(completion)) {
-        Err(error) => Score::because(0.0, format!("no JSON: {error}")),
-        Ok(value) => match validator.validate(&value) {
-            Ok(()) => Score::new(1.0),
-            Err(error) => {
-                let reason = format!("`{}`: {error}", error.instance_path());
-                Score::because(0.0, shortened(&reason, DETAIL))
-            }
-        },
+fn check(schema: &Schema, completion: &str) -> Score {
+    let value = match serde_json::from_str::<Value>(without_fence(completion)) {
+        Err(error) => return Score::because(0.0, format!("no JSON: {error}")),
+        Ok(value) => value,
+    };
+    if schema.validator.is_valid(&value) {
+        return Score::new(1.0);
     }
+    let error = if schema.refers { None } else { schema.validator.validate(&value).err() };
+    Score::because(
+        0.0,
+        match error {
+            Some(error) => shortened(&format!("`{}`: {error}", error.instance_path()), DETAIL),
+            None => "not what the schema asks for".to_string(),
+        },
+    )
 }
 
 impl Scorer for JsonSchema {
@@ -89,7 +104,7 @@ impl Scorer for JsonSchema {
 
     fn score(&self, item: &Item) -> Result<Score> {
         match &self.source {
-            Source::Compiled(validator) => Ok(check(validator, item.completion)),
+            Source::Compiled(schema) => Ok(check(schema, item.completion)),
             Source::Column(column) => {
                 let wrong = |reason| Error::data(format!("JSON schema in `{column}`: {reason}"));
                 let schema = match required(item.row, column)? {
@@ -172,6 +187,13 @@ mod tests {
     #[test]
     fn a_schema_that_refers_to_itself_ends() {
         assert_eq!(score(json!({"$ref": "#"}), "{}").unwrap(), 1.0);
+        let definition = |at: usize| {
+            let next = json!({"$ref": format!("#/$defs/d{}", at + 1)});
+            (format!("d{at}"), json!({"allOf": [next, next], "anyOf": [next, next]}))
+        };
+        let mut definitions: Map<String, Value> = (0..100).map(definition).collect();
+        definitions.insert("d100".into(), json!({"type": "string"}));
+        let doubling = json!({"$defs": definitions, "$ref": "#/$defs/d0"});
         let deep = format!("{}1{}", "{\"a\":".repeat(100), "}".repeat(100));
         for schema in [
             json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}),
@@ -180,8 +202,10 @@ mod tests {
             json!({"$dynamicAnchor": "x", "allOf": [{"$dynamicRef": "#x"}, {"$dynamicRef": "#x"}]}),
             // two ways at each of a hundred levels, none of which leads to an end
             json!({"type": "object", "anyOf": [
-                {"properties": {"a": {"$ref": "#"}}}, {"properties": {"a": {"$ref": "#"}}, "minProperties": 1},
+                {"properties": {"a": {"$ref": "#"}}},
+                {"properties": {"a": {"$ref": "#"}}, "minProperties": 1},
             ]}),
+            doubling,
         ] {
             let start = std::time::Instant::now();
             let _ = (score(schema.clone(), "{}"), score(schema.clone(), &deep));
