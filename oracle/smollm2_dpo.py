@@ -1,7 +1,7 @@
 """Ten steps of TRL's DPOTrainer on SmolLM2-135M-Instruct, for several losses.
 
     python oracle/smollm2_dpo.py rows                                    .../dpo_rows.jsonl
-    python oracle/smollm2_dpo.py sigmoid ipo hinge sigmoid-sft           .../dpo_curves.json
+    python oracle/smollm2_dpo.py sigmoid ipo hinge sigmoid-sft sync      .../dpo_curves.json
 
 both files below oracle/golden/smollm2.
 
@@ -12,7 +12,8 @@ them in file order, two pairs a step, and records of every step what was compute
 loss, rewards, summed log-probs, the gradient's norm before clipping; in full precision.
 
 f32, lr 2e-5 linear to zero without warm-up, AdamW (0.9, 0.999, eps 1e-8, no weight decay), clipping at
-1.0, beta 0.1, the reference held beside the policy.
+1.0, beta 0.1, the reference held beside the policy; in `sync` it takes 0.6 of the policy after every
+third step (TR-DPO).
 """
 
 import json
@@ -31,6 +32,12 @@ RUNS = {
     "ipo": dict(loss_type=["ipo"]),
     "hinge": dict(loss_type=["hinge"]),
     "sigmoid-sft": dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]),
+    "sync": dict(
+        loss_type=["sigmoid"],
+        sync_ref_model=True,
+        ref_model_mixup_alpha=0.6,
+        ref_model_sync_steps=3,
+    ),
 }
 SETTINGS = dict(
     steps=STEPS,

@@ -330,22 +330,43 @@ impl Shared {
     }
 }
 
+/// What a command that trains was told to do.
+pub struct Run<O> {
+    /// The configuration.
+    pub config: Config<O>,
+    start: Start,
+    dry_run: bool,
+}
+
+impl<A: MethodArgs> Args<A> {
+    /// The run that the arguments tell.
+    pub fn resolve(self) -> anyhow::Result<Run<A::Options>> {
+        let start = if self.resume { Start::Resume } else { Start::Fresh };
+        let config = match start {
+            Start::Fresh => self.options.resolve()?,
+            Start::Resume => resumed_config(self.options)?,
+        };
+        Ok(Run { config, start, dry_run: self.dry_run })
+    }
+}
+
 /// Runs a command that trains.
 pub fn run<A: MethodArgs, M: Method<Options = A::Options>>(
     args: Args<A>,
     context: &Context,
 ) -> anyhow::Result<()> {
+    start::<M>(args.resolve()?, context)
+}
+
+/// Runs what [`Args::resolve`] gave by a method.
+pub fn start<M: Method>(run: Run<M::Options>, context: &Context) -> anyhow::Result<()> {
+    let Run { config, start, dry_run } = run;
     let mut progress = progress::to_stderr();
-    let start = if args.resume { Start::Resume } else { Start::Fresh };
-    let config = match start {
-        Start::Fresh => args.options.resolve()?,
-        Start::Resume => resumed_config(args.options)?,
-    };
     RunDir::check(&config.train.output, start)?;
     let interrupt = interrupt::on_ctrl_c()?;
     let prepared = Prepared::<M>::new(&config, start, progress.as_mut())?;
     prepared.introduce(progress.as_mut());
-    if args.dry_run {
+    if dry_run {
         prepared.plan.check()?;
         return context.print_json(&json!({
             "steps": prepared.total_steps,

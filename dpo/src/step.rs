@@ -1,30 +1,16 @@
-//! The loss of a step over pairs.
+//! The completions of a microbatch: their tokens, and what of them is summed.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use halter_core::data::branched::{Branch, BranchedBatch, BranchedRow};
 use halter_core::data::encoded::TokenCount;
 use halter_core::data::pack::microbatches;
 use halter_core::train::method::Figures;
 use halter_core::{Error, Result};
 
+use crate::cache::Key;
 use crate::formatting::FormattingTokens;
 use crate::loss::length::ld_weights;
 use crate::loss::{PairLogps, ReferenceLogps, Sums};
-
-/// Pairs that go through the model together.
-#[derive(Debug)]
-pub struct Batch {
-    /// Tokens, and where each completion's targets lie.
-    pub branched: BranchedBatch,
-    /// Which tokens count in the comparison, `(2 · pairs, targets)`: chosen first, then rejected.
-    compared: Tensor,
-    /// How many those are.
-    compared_tokens: Vec<usize>,
-    /// Which tokens count in the NLL, `(pairs, targets)`: all of the chosen completions.
-    chosen: Tensor,
-    chosen_tokens: Vec<usize>,
-    tokens_per_pair: f64,
-}
 
 /// What counts of a completion.
 #[derive(Debug, Clone, Default)]
@@ -35,141 +21,180 @@ pub struct Counting {
     pub ld_alpha: Option<f64>,
 }
 
+/// What is compared of a completion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compared {
+    /// Weight of each of its targets in the sum of its log-probs.
+    pub weights: Vec<f64>,
+    /// Targets that count.
+    pub tokens: usize,
+    /// What the sum follows from, beside the model.
+    pub key: Key,
+}
+
 impl Counting {
-    /// For each target of a branch: whether it counts in the comparison.
-    fn compared(&self, row: &BranchedRow, branch: usize) -> Vec<bool> {
-        let Branch { tokens, mask } = &row.branches[branch];
+    /// What is compared of each completion of a row.
+    ///
+    /// # Errors
+    /// A completion of formatting tokens alone.
+    pub fn compared(&self, row: &BranchedRow) -> Result<Vec<Compared>> {
+        let counts: Vec<Vec<bool>> =
+            row.branches.iter().map(|branch| self.counts(branch, row.prompt.is_empty())).collect();
+        let mut weights: Vec<Vec<f64>> = match (self.ld_alpha, counts.as_slice()) {
+            (Some(alpha), [chosen, rejected]) => {
+                let (chosen, rejected) = ld_weights(chosen.len(), rejected.len(), alpha);
+                vec![chosen, rejected]
+            }
+            _ => counts.iter().map(|counts| vec![1.0; counts.len()]).collect(),
+        };
+        for (weights, counts) in weights.iter_mut().zip(&counts) {
+            let left_out = weights.iter_mut().zip(counts).filter(|(_, counts)| !**counts);
+            left_out.for_each(|(weight, _)| *weight = 0.0);
+        }
+        let compared = row.branches.iter().zip(weights).zip(counts);
+        compared
+            .map(|((branch, weights), counts)| {
+                let tokens = counts.into_iter().filter(|&counts| counts).count();
+                if tokens == 0 {
+                    return Err(Error::data("a completion of formatting tokens alone")
+                        .hint("take the row out, or count them with `--mask-formatting false`")
+                        .at(&*row.origin.path, row.origin.line));
+                }
+                let key = Key::new(&row.prompt, branch, &weights);
+                Ok(Compared { weights, tokens, key })
+            })
+            .collect()
+    }
+
+    /// For each target of a completion, whether it is compared.
+    fn counts(&self, branch: &Branch, is_first: bool) -> Vec<bool> {
+        let Branch { tokens, mask } = branch;
         let formatting = match &self.formatting {
             Some(formatting) => formatting.mask(tokens),
             None => vec![false; tokens.len()],
         };
         // As in the batch: nothing predicts the first token of a sequence.
-        let first = usize::from(row.prompt.is_empty());
-        let counted = mask.iter().zip(formatting).skip(first);
+        let counted = mask.iter().zip(formatting).skip(usize::from(is_first));
         counted.filter(|(counts, _)| **counts).map(|(_, formatting)| !formatting).collect()
     }
 }
 
-impl Batch {
-    /// Pairs as one batch, with numbers of the kind that `like` holds. `tokens_per_pair` is
-    /// [`PairLogps::tokens_per_pair`] of the whole step.
+/// Completions that go through the model together. Their log-probs are summed in f64: a difference
+/// of two sums of some hundreds has few digits left in f32.
+#[derive(Debug)]
+pub struct Completions {
+    /// Tokens, and where each completion's targets lie.
+    pub branched: BranchedBatch,
+    /// What is compared of each.
+    pub compared: Vec<Compared>,
+    /// The weights of all targets in each completion's sum, `(completions, targets)`.
+    compared_weights: Tensor,
+    /// 1 where a target is the completion's, `(completions, targets)`.
+    all_weights: Tensor,
+}
+
+impl Completions {
+    /// The completions of `rows`, row by row.
     ///
     /// # Errors
-    /// A row of another number of completions than two, or a completion of which nothing counts.
-    pub fn new(
-        rows: &[BranchedRow],
-        tokens_per_pair: f64,
-        counting: &Counting,
-        like: &Tensor,
-    ) -> Result<Self> {
-        if let Some(row) = rows.iter().find(|row| row.branches.len() != 2) {
-            let message = format!("a row of `{}` completions: expected two", row.branches.len());
-            return Err(Error::data(message).at(&*row.origin.path, row.origin.line));
-        }
+    /// A completion of which nothing counts.
+    pub fn new(rows: &[BranchedRow], counting: &Counting, device: &Device) -> Result<Self> {
         let branched = BranchedBatch::new(rows)?;
         let targets = branched.packed.targets.len();
-        let pairs = rows.len();
-        let mut compared = vec![0f32; 2 * pairs * targets];
-        let mut chosen = vec![0f32; pairs * targets];
-        let mut compared_tokens = vec![0; 2 * pairs];
-        for (pair, ranges) in branched.targets.chunks_exact(2).enumerate() {
-            let lengths = [ranges[0].len(), ranges[1].len()];
-            let weights = match counting.ld_alpha {
-                Some(alpha) => {
-                    let (chosen, rejected) = ld_weights(lengths[0], lengths[1], alpha);
-                    [chosen, rejected]
-                }
-                None => lengths.map(|length| vec![1.0; length]),
-            };
-            for (side, (range, weights)) in ranges.iter().zip(weights).enumerate() {
-                let line = side * pairs + pair;
-                let is_compared = counting.compared(&rows[pair], side);
-                for ((at, weight), _) in
-                    range.clone().zip(weights).zip(is_compared).filter(|(_, compared)| *compared)
-                {
-                    compared[line * targets + at] = weight as f32;
-                    compared_tokens[line] += 1;
-                }
-            }
-            chosen[pair * targets..][ranges[0].clone()].fill(1.0);
-            let origin = &rows[pair].origin;
-            if compared_tokens[pair] == 0 || compared_tokens[pairs + pair] == 0 {
-                return Err(Error::data("a completion of formatting tokens alone")
-                    .hint("take the row out, or count them with `--mask-formatting false`")
-                    .at(&*origin.path, origin.line));
-            }
+        let mut compared = Vec::with_capacity(branched.targets.len());
+        for row in rows {
+            compared.extend(counting.compared(row)?);
         }
-        let matrix = |values: Vec<f32>, lines: usize| -> Result<Tensor> {
-            Ok(Tensor::from_vec(values, (lines, targets), like.device())?.to_dtype(like.dtype())?)
+        let matrix = |weights: &dyn Fn(usize, &mut [f64])| -> Result<Tensor> {
+            let mut all = vec![0.0; compared.len() * targets];
+            for (line, range) in branched.targets.iter().enumerate() {
+                weights(line, &mut all[line * targets..][range.clone()]);
+            }
+            Ok(Tensor::from_vec(all, (compared.len(), targets), device)?)
         };
         Ok(Self {
-            compared: matrix(compared, 2 * pairs)?,
-            chosen: matrix(chosen, pairs)?,
-            chosen_tokens: branched.targets.iter().step_by(2).map(|range| range.len()).collect(),
-            compared_tokens,
-            tokens_per_pair,
+            compared_weights: matrix(&|line, out| out.copy_from_slice(&compared[line].weights))?,
+            all_weights: matrix(&|_, out| out.fill(1.0))?,
+            compared,
             branched,
         })
     }
 
-    /// Pairs in it.
-    pub fn pairs(&self) -> usize {
-        self.chosen_tokens.len()
-    }
-
-    /// The sums that the losses want, from per-token log-probs of policy and reference.
+    /// Log-probs of what is compared of each completion, `(completions,)`, from those of the
+    /// targets.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn sums(&self, logps: &Tensor, reference: Option<&Tensor>) -> Result<PairLogps> {
-        let pairs = self.pairs();
-        let column = |matrix: &Tensor, logps: &Tensor| -> Result<Tensor> {
-            Ok(matrix.matmul(&logps.unsqueeze(1)?)?.squeeze(1)?)
-        };
-        let compared = column(&self.compared, logps)?;
-        let side = |all: &Tensor, side: usize| all.narrow(0, side * pairs, pairs);
-        let sums = |at: usize| -> Result<Sums> {
-            let tokens = self.compared_tokens[at * pairs..][..pairs].to_vec();
-            Ok(Sums { logps: side(&compared, at)?, tokens })
-        };
-        let reference = match reference {
-            None => None,
-            Some(logps) => {
-                let compared = column(&self.compared, logps)?;
-                let (chosen, rejected) = (side(&compared, 0)?, side(&compared, 1)?);
-                Some(ReferenceLogps { chosen, rejected })
-            }
-        };
-        let nll = Sums { logps: column(&self.chosen, logps)?, tokens: self.chosen_tokens.clone() };
-        Ok(PairLogps {
-            chosen: sums(0)?,
-            rejected: sums(1)?,
-            reference,
-            nll: Some(nll),
-            tokens_per_pair: Some(self.tokens_per_pair),
-        })
+    pub fn sums(&self, logps: &Tensor) -> Result<Sums> {
+        let tokens = self.compared.iter().map(|compared| compared.tokens).collect();
+        Ok(Sums { logps: weighted(&self.compared_weights, logps)?, tokens })
+    }
+
+    /// Log-probs of each whole completion, `(completions,)`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn whole_sums(&self, logps: &Tensor) -> Result<Sums> {
+        let tokens = self.branched.targets.iter().map(ExactSizeIterator::len).collect();
+        Ok(Sums { logps: weighted(&self.all_weights, logps)?, tokens })
+    }
+
+    /// Notes what all methods count.
+    pub fn note(&self, figures: &mut Figures) {
+        figures.supervised_tokens += self.branched.packed.targets.len();
+        figures.tokens += self.branched.packed.len();
     }
 }
 
-/// `rows` in microbatches of at most so many tokens (one pair may have more).
+fn weighted(weights: &Tensor, logps: &Tensor) -> Result<Tensor> {
+    Ok(weights.matmul(&logps.to_dtype(DType::F64)?.unsqueeze(1)?)?.squeeze(1)?)
+}
+
+/// `rows` in microbatches of at most so many tokens (one row may have more), as their places.
+pub fn places(rows: &[impl TokenCount], microbatch_tokens: usize) -> Vec<Vec<usize>> {
+    microbatches(rows.iter().map(TokenCount::tokens), microbatch_tokens)
+}
+
+/// What the losses want of pairs, whose completions are chosen and rejected in turn, from the
+/// log-probs of the targets and the reference's sums. `tokens_per_pair` is
+/// [`PairLogps::tokens_per_pair`] of the whole step.
 ///
 /// # Errors
-/// See [`Batch::new`].
-pub fn pack(
-    rows: &[BranchedRow],
-    microbatch_tokens: usize,
-    counting: &Counting,
-    like: &Tensor,
-) -> Result<Vec<Batch>> {
-    let chosen: usize = rows.iter().filter_map(|row| row.counted().next()).sum();
-    let tokens_per_pair = chosen as f64 / rows.len() as f64;
-    microbatches(rows.iter().map(TokenCount::tokens), microbatch_tokens)
-        .into_iter()
-        .map(|members| {
-            let rows: Vec<BranchedRow> = members.iter().map(|&at| rows[at].clone()).collect();
-            Batch::new(&rows, tokens_per_pair, counting, like)
-        })
-        .collect()
+/// When a tensor operation fails.
+pub fn pair_logps(
+    completions: &Completions,
+    logps: &Tensor,
+    reference: Option<&Tensor>,
+    tokens_per_pair: f64,
+) -> Result<PairLogps> {
+    let side = |sums: &Tensor, side: usize| -> Result<Tensor> {
+        let pairs = sums.elem_count() / 2;
+        Ok(sums.reshape((pairs, 2))?.narrow(1, side, 1)?.squeeze(1)?.contiguous()?)
+    };
+    let half = |sums: &Sums, at: usize| -> Result<Sums> {
+        let tokens = sums.tokens.iter().copied().skip(at).step_by(2).collect();
+        Ok(Sums { logps: side(&sums.logps, at)?, tokens })
+    };
+    let compared = completions.sums(logps)?;
+    let reference = match reference {
+        Some(sums) => Some(ReferenceLogps { chosen: side(sums, 0)?, rejected: side(sums, 1)? }),
+        None => None,
+    };
+    Ok(PairLogps {
+        chosen: half(&compared, 0)?,
+        rejected: half(&compared, 1)?,
+        reference,
+        nll: Some(half(&completions.whole_sums(logps)?, 0)?),
+        tokens_per_pair: Some(tokens_per_pair),
+    })
+}
+
+/// Numbers on the host.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn host(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_dtype(DType::F64)?.to_vec1::<f64>()?)
 }
 
 /// Notes what TRL reports of a batch: rewards and log-probs.
@@ -181,7 +206,6 @@ pub fn note_rewards(
     logps: &PairLogps,
     (chosen, rejected): (&Tensor, &Tensor),
 ) -> Result<Vec<f64>> {
-    let host = |x: &Tensor| -> Result<Vec<f64>> { Ok(x.to_dtype(DType::F64)?.to_vec1::<f64>()?) };
     let (chosen, rejected) = (host(chosen)?, host(rejected)?);
     let pairs = || chosen.iter().zip(&rejected);
     figures.note("rewards/chosen", &chosen);

@@ -29,17 +29,28 @@ fn rows(config: &DpoConfig, source: &Source) -> Vec<BranchedRow> {
     (0..set.len()).map(row).collect()
 }
 
-fn check(run: &str, loss: &str) {
+/// TRL's losses as they are.
+fn options(loss: &str) -> DpoOptions {
+    let loss = loss.parse().unwrap();
+    DpoOptions { loss, nll_weight: 0.0, mask_formatting: false, ..DpoOptions::default() }
+}
+
+#[test]
+fn a_reference_that_follows_as_trls_does() {
+    let sync = DpoOptions {
+        sync_ref_model: true,
+        ref_model_mixup_alpha: 0.6,
+        ref_model_sync_steps: 3,
+        ..options("sigmoid")
+    };
+    check("sync", &sync);
+}
+
+fn check(run: &str, method: &DpoOptions) {
     let Some(path) = asset("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
     let golden: Value =
         serde_json::from_slice(&std::fs::read(golden("smollm2/dpo_curves.json")).unwrap()).unwrap();
-    let method = DpoOptions {
-        loss: loss.parse().unwrap(),
-        nll_weight: 0.0,
-        mask_formatting: false,
-        ..DpoOptions::default()
-    };
-    let config = DpoConfig { method, ..DpoConfig::default() };
+    let config = DpoConfig { method: method.clone(), ..DpoConfig::default() };
     let name = path.to_str().unwrap().to_string();
     let spec = SourceSpec { model: Some(name), ..SourceSpec::default() };
     let mut source = Source::open(&spec).unwrap();
@@ -63,6 +74,7 @@ fn check(run: &str, loss: &str) {
         let norm = grads.norm().unwrap();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);
         optimizer.update(&model.trained(), &grads, schedule.at(step as u64), clip).unwrap();
+        dpo.after_update(&model, step as u64 + 1).unwrap();
         let want = &golden["runs"][run]["steps"][step];
         let own = figures.own().map(|(key, value)| (key.to_string(), value));
         let mut compared = 0;
@@ -93,6 +105,6 @@ fn the_losses_of_trl() {
         ("hinge", "hinge"),
         ("sigmoid-sft", "sigmoid,sft:0.2"),
     ] {
-        check(run, loss);
+        check(run, &options(loss));
     }
 }

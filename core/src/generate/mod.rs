@@ -1,7 +1,10 @@
-//! Greedy decoding with a key and value cache.
+//! Completions of prompts: continuous batching over a paged cache of keys and values.
 
-mod cache;
+pub mod engine;
+mod forward;
 mod greedy;
+mod pages;
+pub mod sampling;
 
 pub use greedy::{Limits, cached_tokens, greedy};
 pub(crate) use greedy::{PREFILL_TOKENS, SEQUENCES};

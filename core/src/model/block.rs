@@ -80,15 +80,13 @@ struct Raw {
     k_rstd: Buffer,
 }
 
-impl Kept {
-    /// Rotated keys and values, `(tokens, kv_heads · head_dim)`.
-    pub fn keys_and_values(&self) -> (&Tensor, &Tensor) {
-        (&self.k, &self.v)
-    }
-}
-
 impl Block {
     /// Its linear layers, in the order of the computation.
+    pub(super) fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// [`Self::linears`], to be changed.
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 7] {
         let Self { q, k, v, o, gate, up, down, .. } = self;
         [q, k, v, o, gate, up, down]
@@ -127,20 +125,7 @@ impl Block {
 
     /// `(tokens, hidden)` from `x` of the same shape, and what backward needs.
     pub fn forward(&self, at: Surroundings, x: &Tensor) -> Result<(Buffer, Kept)> {
-        self.forward_with(at, x, |q, k, v| {
-            attention::forward(at.ctx, self.shape, at.spans, q, k, v)
-        })
-    }
-
-    /// [`Self::forward`] with another attention over the rotated queries and keys, such as one
-    /// that reads a cache.
-    pub fn forward_with(
-        &self,
-        at: Surroundings,
-        x: &Tensor,
-        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<(Buffer, Buffer)>,
-    ) -> Result<(Buffer, Kept)> {
-        let Surroundings { ctx, angles, mode, .. } = at;
+        let Surroundings { ctx, spans, angles, mode } = at;
         let norm = self.attention_norm.widened(ctx)?;
         let (normed, rstd) = rms_norm::forward(ctx, x, &norm, self.eps)?;
         let mut q = self.q.forward(ctx, mode, &normed)?;
@@ -157,7 +142,7 @@ impl Block {
         }
         angles.rotate(ctx, &q)?;
         angles.rotate(ctx, &k)?;
-        let (attended, lse) = attend(&q, &k, &v)?;
+        let (attended, lse) = attention::forward(ctx, self.shape, spans, &q, &k, &v)?;
         let middle = ctx.copy(x)?;
         self.o.forward_into(ctx, mode, &attended, Into::Accumulate, &middle)?;
 

@@ -1,10 +1,12 @@
 //! The decoder: embedding, blocks, final norm and head, from a configuration.
 
 use candle_core::Device;
+use serde_json::Map;
 
 use super::block::Block;
 use super::config::ModelConfig;
 use super::linear::Linear;
+use super::lora::is_lora;
 use super::param::{Grads, Param, Value};
 use crate::ops::attention::Shape;
 use crate::ops::{Context, rope};
@@ -156,6 +158,25 @@ impl Decoder {
         hasher.update(b"halter frozen parameters 1");
         for param in self.params().into_iter().filter(|param| !param.is_trained()) {
             param.hash_into(&mut hasher)?;
+        }
+        Ok(hasher.finalize().to_hex()[..32].to_string())
+    }
+
+    /// What its log-probs follow from, hashed: configuration and every element, with or without the
+    /// adapters.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn fingerprint(&self, with_adapters: bool) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let config = ModelConfig { raw: Map::new(), ..self.config.clone() };
+        hasher.update(format!("halter model 1 {config:?}").as_bytes());
+        for param in self.params().into_iter().filter(|p| with_adapters || !is_lora(p.name())) {
+            param.hash_all_into(&mut hasher)?;
+        }
+        let loras = self.blocks.iter().flat_map(Block::linears).filter_map(|l| l.lora.as_ref());
+        for lora in loras.filter(|_| with_adapters) {
+            hasher.update(&lora.scale.to_le_bytes());
         }
         Ok(hasher.finalize().to_hex()[..32].to_string())
     }

@@ -129,6 +129,25 @@ impl Param {
         Ok(())
     }
 
+    /// Adds its name, shape, type and every element to `hasher`.
+    pub(super) fn hash_all_into(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        hasher.update(format!("{} {:?} ", self.name, self.dims()).as_bytes());
+        match &self.value {
+            Value::Dense(_) => {
+                let values = self.to_f32()?;
+                for part in slices::read(&values)?.chunks(CHUNK) {
+                    let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    hasher.update(&bytes);
+                }
+            }
+            Value::Stored(stored) => {
+                hasher.update(stored.kind().to_string().as_bytes());
+                hasher.update(stored.bytes());
+            }
+        }
+        Ok(())
+    }
+
     /// Its gradient buffer, if it is trained.
     pub fn grad<'g>(&self, grads: &'g Grads) -> Option<&'g Tensor> {
         self.slot.and_then(|slot| grads.buffers.get(slot))

@@ -30,6 +30,45 @@ pub fn encode_branches(
     fit(row, options).map_err(|error| error.at(&*origin.path, origin.line))
 }
 
+/// Encodes a judged completion, as [`encode_branches`] encodes one of several.
+///
+/// # Errors
+/// A record of another kind or without a prompt, and what
+/// [`encode_sft`](super::encode::encode_sft) refuses.
+pub fn encode_judged(
+    record: &Record,
+    origin: &Origin,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &EncodeOptions,
+) -> Result<Fate<BranchedRow>> {
+    let row = || {
+        let Record::Unpaired { prompt, completion, .. } = record else {
+            return Err(Error::data("a row without a judged completion")
+                .hint("rows need `prompt`, `completion` and a `label` of true or false"));
+        };
+        let row = branch(vec![encode(prompt, completion, tokenizer, template, options)?], origin);
+        match row.prompt.is_empty() {
+            true => Err(Error::data("a judged completion without a prompt")),
+            false => checked(row),
+        }
+    };
+    row().and_then(|row| fit(row, options)).map_err(|error| error.at(&*origin.path, origin.line))
+}
+
+/// A prompt with one completion.
+fn encode(
+    prompt: &Turn,
+    completion: &Turn,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &EncodeOptions,
+) -> Result<Encoded> {
+    let (prompt, completion) = (prompt.clone(), completion.clone());
+    let record = Record::PromptCompletion { prompt, completion, tools: None };
+    encode_sft_row(&record, tokenizer, template, options)
+}
+
 fn branches_of(
     record: &Record,
     origin: &Origin,
@@ -37,11 +76,8 @@ fn branches_of(
     template: Option<&ChatTemplate>,
     options: &EncodeOptions,
 ) -> Result<BranchedRow> {
-    let encode = |prompt: &Turn, completion: &Turn| -> Result<Encoded> {
-        let (prompt, completion) = (prompt.clone(), completion.clone());
-        let record = Record::PromptCompletion { prompt, completion, tools: None };
-        encode_sft_row(&record, tokenizer, template, options)
-    };
+    let encode =
+        |prompt: &Turn, completion: &Turn| encode(prompt, completion, tokenizer, template, options);
     let encoded = match record {
         Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids } => {
             let branch = |name: &str, ids: &[u32]| -> Result<Branch> {
@@ -106,7 +142,8 @@ fn checked(row: BranchedRow) -> Result<BranchedRow> {
         return Err(Error::data(format!("completion `{}` has no token to count", empty + 1))
             .hint("the completion is empty"));
     }
-    if row.branches.iter().all(|branch| *branch == row.branches[0]) {
+    let mut others = row.branches.iter().skip(1).peekable();
+    if others.peek().is_some() && others.all(|branch| *branch == row.branches[0]) {
         return Err(Error::data("all completions of the row are the same")
             .hint("a row without a difference teaches nothing: take it out"));
     }

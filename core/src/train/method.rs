@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::config::{Config, MethodOptions};
 use super::interrupt::Interrupt;
 use super::pass::Pass;
+use super::progress::Progress;
+use super::run::Beginning;
 use super::source::Source;
 use crate::Result;
 use crate::data::encoded::{Encoded, TokenCount};
@@ -137,6 +139,20 @@ pub trait Method: Sized {
         Vec::new()
     }
 
+    /// Prepares what must be there before the first step. A resumed run does it as well, with the
+    /// model as it was at its beginning.
+    ///
+    /// # Errors
+    /// Anything that would stop the run later, or an interruption.
+    fn begin(
+        &mut self,
+        _model: &Decoder,
+        _beginning: &Beginning<'_, Self::Row>,
+        _progress: &mut dyn Progress,
+    ) -> Result<()> {
+        Ok(())
+    }
+
     /// Each pass of a step over `rows`, with the loss on it, to `backward`. The loss is normalised
     /// over all of `rows`, so that microbatches change nothing but rounding.
     ///
@@ -151,6 +167,14 @@ pub trait Method: Sized {
         backward: Backward,
     ) -> Result<Figures>;
 
+    /// Called after the update of each step, counted from 1.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn after_update(&mut self, _model: &Decoder, _step: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Loss and figures of held-out `rows`; nothing is trained.
     ///
     /// # Errors
@@ -163,7 +187,13 @@ pub trait Method: Sized {
         interrupt: &Interrupt,
     ) -> Result<Figures>;
 
-    /// What a checkpoint must keep of it.
+    /// Its tensors that change while it trains, by name: a checkpoint keeps them, and writes them
+    /// back in place.
+    fn tensors(&self) -> Vec<(String, &Tensor)> {
+        Vec::new()
+    }
+
+    /// What else a checkpoint must keep of it.
     fn state(&self) -> Value {
         Value::Null
     }

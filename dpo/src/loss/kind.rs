@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::unpaired::UnpairedLoss;
 use super::{LossConfig, PairLogps, Sums, paired, per_token, reference_free};
 
 /// A loss of preference pairs, under the name that TRL has for it.
@@ -257,7 +258,9 @@ impl FromStr for PairLoss {
         }
         Self::ALL.into_iter().find(|loss| loss.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(|loss| format!("`{loss}`")).join(", ");
-            Error::config(format!("expected a loss, got `{name}`")).hint(format!("one of {names}"))
+            let alone = UnpairedLoss::ALL.map(|loss| format!("`{}`", loss.name())).join(" or ");
+            Error::config(format!("expected a loss, got `{name}`"))
+                .hint(format!("one of {names}; or alone, of single completions, {alone}"))
         })
     }
 }

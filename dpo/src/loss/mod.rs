@@ -9,6 +9,7 @@
 //! let (chosen, rejected) = losses.rewards(&pairs, 0.1)?;             // for the metrics
 //! ```
 
+mod choice;
 mod kind;
 pub mod length;
 mod moments;
@@ -22,6 +23,7 @@ use candle_core::Tensor;
 use halter_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+pub use choice::Losses;
 pub use kind::PairLoss;
 pub use moments::RunningMoments;
 pub use sum::PairLosses;

@@ -6,6 +6,29 @@ use halter_core::{Error, Result};
 use super::check_length_of;
 use super::stable::sigmoid;
 
+/// A loss of single completions, under the name that TRL has for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnpairedLoss {
+    /// [`kto`] with the KL of [`kto_kl`].
+    Kto,
+    /// [`kto`] with a KL of zero, which is APO-zero of single completions: D'Oosterlinck et al.
+    /// 2024 (arXiv 2408.06266).
+    ApoZeroUnpaired,
+}
+
+impl UnpairedLoss {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Kto, Self::ApoZeroUnpaired];
+
+    /// The name of configurations and command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kto => "kto",
+            Self::ApoZeroUnpaired => "apo_zero_unpaired",
+        }
+    }
+}
+
 /// The constants of [`kto`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KtoConfig {

@@ -1,5 +1,7 @@
 //! Before a run: everything opened, checked and planned, nothing written.
 
+use std::path::Path;
+
 use crate::data::encoded::TokenCount;
 use crate::memory::plan::{Plan, PlanInput};
 use crate::model::{Base, Decoder};
@@ -13,6 +15,7 @@ use crate::train::run_dir::{RunFiles, Start};
 use crate::train::source::{Source, SourceSpec};
 use crate::{Result, device};
 
+use super::beginning::Beginning;
 use super::data::Data;
 use super::evaluation::Evaluation;
 use super::state::State;
@@ -121,6 +124,36 @@ impl<M: Method> Prepared<M> {
             method: self.method.state(),
             ..State::default()
         })
+    }
+
+    /// Passes over the data after which it ends; `None` where steps are counted.
+    pub(super) fn epochs(&self) -> Option<u64> {
+        let config = &self.config.train;
+        config.max_steps.is_none().then(|| config.epochs.ceil() as u64)
+    }
+
+    /// See [`Method::begin`].
+    ///
+    /// # Errors
+    /// Those of the method.
+    pub(super) fn begin(
+        &mut self,
+        dir: &Path,
+        progress: &mut dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let beginning = Beginning {
+            dir,
+            held_out: self.evaluation.rows(),
+            steps: self.total_steps,
+            batch_size: self.config.train.batch_size,
+            microbatch_tokens: self.plan.microbatch_tokens,
+            interrupt,
+            data: &self.data,
+            encoder: &self.encoder,
+            epochs: self.epochs(),
+        };
+        self.method.begin(&self.model, &beginning, progress)
     }
 
     /// Loss and figures of the held-out rows.

@@ -7,7 +7,7 @@ use crate::data::mixture::Cursor;
 use crate::model::Decoder;
 use crate::model::param::Param;
 use crate::train::checkpoint::{Checkpoint, CheckpointStore, Group};
-use crate::train::method::TrainRow;
+use crate::train::method::{Method, TrainRow};
 use crate::train::metrics::StepMetrics;
 use crate::train::optimizer::AdamW;
 use crate::{Error, Result};
@@ -72,7 +72,13 @@ impl State {
     ///
     /// # Errors
     /// A full disk; the checkpoints before are intact.
-    pub fn save(&self, store: &CheckpointStore, model: &Decoder, optimizer: &AdamW) -> Result<()> {
+    pub fn save(
+        &self,
+        store: &CheckpointStore,
+        model: &Decoder,
+        optimizer: &AdamW,
+        method: &impl Method,
+    ) -> Result<()> {
         let trained = model.trained();
         let weights = trained
             .iter()
@@ -83,14 +89,19 @@ impl State {
             .into_iter()
             .map(|(name, tensor)| (name, tensor.into()))
             .collect();
-        let groups = [
+        let own: Vec<_> =
+            method.tensors().into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        let mut groups = vec![
             Group { name: "weights", tensors: weights },
             Group { name: "optimizer", tensors: moments },
         ];
+        if !own.is_empty() {
+            groups.push(Group { name: "method", tensors: own });
+        }
         store.save(self.step, &groups, self).map(drop)
     }
 
-    /// Puts a checkpoint's tensors into `model` and `optimizer`, and returns its state. `fresh` is
+    /// Puts a checkpoint's tensors into `model`, `optimizer` and `method`, and returns its state. `fresh` is
     /// the state of a run that begins now.
     ///
     /// # Errors
@@ -100,6 +111,7 @@ impl State {
         fresh: &Self,
         model: &Decoder,
         optimizer: &mut AdamW,
+        method: &impl Method,
     ) -> Result<Self> {
         let state: Self = checkpoint.state()?;
         if state.data != fresh.data {
@@ -125,10 +137,15 @@ impl State {
         let trained: Vec<&Param> = model.trained();
         let weights = checkpoint.tensors("weights", device)?;
         let moments = checkpoint.tensors("optimizer", device)?;
+        let own = match method.tensors().is_empty() {
+            true => BTreeMap::new(),
+            false => checkpoint.tensors("method", device)?,
+        };
         let values = trained.iter().filter_map(|p| Some((p.name().to_string(), p.dense()?)));
-        let all = values.map(|(name, tensor)| (name, tensor, &weights)).chain(
-            optimizer.tensors(&trained).into_iter().map(|(name, tensor)| (name, tensor, &moments)),
-        );
+        let all = values
+            .map(|(name, tensor)| (name, tensor, &weights))
+            .chain(optimizer.tensors(&trained).into_iter().map(|(n, tensor)| (n, tensor, &moments)))
+            .chain(method.tensors().into_iter().map(|(name, tensor)| (name, tensor, &own)));
         for (name, tensor, saved) in all {
             let saved = saved.get(&name).filter(|saved| saved.dims() == tensor.dims());
             let saved = saved.ok_or_else(|| {

@@ -74,22 +74,25 @@ struct Update {
 impl<'a, M: Method> Training<'a, M> {
     /// Opens a run or resumes it, and evaluates the model before its first step.
     fn open(
-        prepared: Prepared<M>,
+        mut prepared: Prepared<M>,
         progress: &'a mut dyn Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
+        let dir = RunDir::create(&prepared.config.train.output, prepared.start)?;
+        dir.notices().iter().for_each(|notice| progress.note(notice));
+        if prepared.start == Start::Fresh {
+            dir.write_config(&prepared.config.to_toml()?)?;
+        }
+        prepared
+            .begin(dir.path(), progress, interrupt)
+            .map_err(|error| tell_interruption(error, None))?;
         let Prepared { config: whole, data, model, source, .. } = &prepared;
         let config = &whole.train;
-        let dir = RunDir::create(&config.output, prepared.start)?;
-        dir.notices().iter().for_each(|notice| progress.note(notice));
         let store = CheckpointStore::open(dir.checkpoints(), config.keep_checkpoints)?;
         let mut optimizer = AdamW::with_moments(config.adam(), config.optim, model.trained())?;
         let mut state = prepared.fresh_state()?;
-        match prepared.start {
-            Start::Fresh => dir.write_config(&whole.to_toml()?)?,
-            Start::Resume => {
-                state = newest_state(state, &prepared, &store, &mut optimizer, &dir, progress)?;
-            }
+        if prepared.start == Start::Resume {
+            state = newest_state(state, &prepared, &store, &mut optimizer, &dir, progress)?;
         }
         let resumed = state.step > 0;
         let ledger = match resumed {
@@ -106,8 +109,7 @@ impl<'a, M: Method> Training<'a, M> {
             true => model.rolling_grads()?,
             false => model.grads()?,
         };
-        let epochs = config.max_steps.is_none().then(|| config.epochs.ceil() as u64);
-        let stream = data.stream(state.cursor, epochs, &prepared.encoder)?;
+        let stream = data.stream(state.cursor, prepared.epochs(), &prepared.encoder)?;
         let mut training = Self {
             feed: RowFeed::new(stream, ledger, state.cursor, state.rows_into_record),
             grads,
@@ -189,6 +191,8 @@ impl<'a, M: Method> Training<'a, M> {
             return Ok(None);
         }
         let Update { figures, grad_norm, learning_rate } = self.update(&rows)?;
+        let Prepared { model, method, .. } = &mut self.prepared;
+        method.after_update(model, self.state.step + 1)?;
         let seconds = started.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.step += 1;
@@ -342,8 +346,9 @@ impl<'a, M: Method> Training<'a, M> {
     fn save(&mut self) -> Result<()> {
         self.feed.sync()?;
         self.metrics.sync()?;
-        self.state.method = self.prepared.method.state();
-        self.state.save(&self.store, &self.prepared.model, &self.optimizer)
+        let Prepared { model, method, .. } = &self.prepared;
+        self.state.method = method.state();
+        self.state.save(&self.store, model, &self.optimizer, method)
     }
 
     /// Evaluates the trained model, and leaves export and report.
@@ -398,7 +403,7 @@ fn newest_state<M: Method>(
         }
         return Err(messages::all_damaged(&dir.checkpoints()));
     };
-    let state = State::load(&checkpoint, &fresh, &prepared.model, optimizer)?;
+    let state = State::load(&checkpoint, &fresh, &prepared.model, optimizer, &prepared.method)?;
     progress.note(&format!("resuming after step {}", state.step));
     Ok(state)
 }
