@@ -41,6 +41,12 @@ impl Number {
     }
 }
 
+/// What follows the last `####` on its line, without white space around it; empty where nothing does.
+pub fn answer_line(completion: &str) -> Option<&str> {
+    let (_, after) = completion.rsplit_once(MARK)?;
+    Some(after.trim_start_matches([' ', '\t']).lines().next().unwrap_or_default().trim_end())
+}
+
 /// The number after the last `####`, which nothing but spaces and a full stop may follow on its
 /// line.
 ///
@@ -50,8 +56,7 @@ impl Number {
 /// assert_eq!(final_answer("the answer is 7"), None);
 /// ```
 pub fn final_answer(completion: &str) -> Option<Number> {
-    let (_, after) = completion.rsplit_once(MARK)?;
-    let line = after.trim_start_matches([' ', '\t']).lines().next()?.trim_end();
+    let line = answer_line(completion)?;
     Number::parse(line.strip_suffix('.').unwrap_or(line).trim_end())
 }
 

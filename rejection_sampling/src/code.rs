@@ -3,10 +3,13 @@
 #[cfg(test)]
 mod tests;
 
+use halter_core::data::record::Message;
 use halter_core::{Error, Result};
 use serde_json::{Map, Value};
 
-use crate::sandbox::{Program, Sandbox, Status};
+use crate::sandbox::{Program, Sandbox, Settings, Status};
+use crate::scorer::{Item, Score, Scorer};
+use crate::verifier::answer;
 
 const HARNESS: &str = include_str!("code/harness.py");
 
@@ -18,6 +21,38 @@ pub enum Credit {
     AllOrNothing,
     /// The share of tests passed.
     Share,
+}
+
+/// The row's tests ([`check`]) on the code of what follows a completion's thinking. The prompt is the
+/// row's text in `prompt`, else its last message. Whatever the code does, it costs its row only.
+#[derive(Debug)]
+pub struct Code {
+    sandbox: Sandbox,
+    credit: Credit,
+}
+
+impl Code {
+    /// Tests run in a sandbox with `settings`.
+    ///
+    /// # Errors
+    ///
+    /// Where programs cannot be contained here; the message says why.
+    pub fn new(settings: Settings, credit: Credit) -> Result<Self> {
+        Ok(Self { sandbox: Sandbox::new(settings)?, credit })
+    }
+}
+
+impl Scorer for Code {
+    fn name(&self) -> &str {
+        "code"
+    }
+
+    fn score(&self, item: &Item) -> Result<Score> {
+        let completion = answer::after_thinking(item.completion);
+        let prompt = item.prompt.last().and_then(Message::content);
+        let (value, detail) = check(&self.sandbox, self.credit, completion, prompt, item.row)?;
+        Ok(Score { value, detail })
+    }
 }
 
 /// Runs the code of `completion` against the tests of `row`: `test_list` with `test_setup_code` and
@@ -35,7 +70,8 @@ pub fn check(
     row: &Map<String, Value>,
 ) -> Result<(f64, Option<String>)> {
     let tests = tests_of(row)?;
-    let prompt = text(row, "prompt")?.or(prompt);
+    // a conversation in this column is what `prompt` was taken from
+    let prompt = row.get("prompt").and_then(Value::as_str).or(prompt);
     let code = with_prompt(extract(completion), prompt, text(row, "entry_point")?);
     let mut passed = 0;
     let mut first = None;

@@ -3,4 +3,7 @@
 
 pub mod code;
 pub mod sandbox;
+pub mod scorer;
+pub mod selection;
+pub mod statistics;
 pub mod verifier;

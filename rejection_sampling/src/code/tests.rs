@@ -118,6 +118,45 @@ fn success_cannot_be_faked() {
 }
 
 #[test]
+fn the_scorer_runs_what_follows_the_thinking_and_loses_single_rows() {
+    let limits = Limits { wall: Duration::from_secs(2), cpu_seconds: 2, ..Limits::default() };
+    let settings = Settings { limits, ..Settings::default() };
+    let scorer = match Code::new(settings, Credit::AllOrNothing) {
+        Ok(scorer) => scorer,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let prompt = [Message::new("user", "import math\ndef f(x):\n    \"Adds one.\"\n")];
+    // a row of messages, and one without tests
+    let tests = row(json!({
+        "prompt": [{"role": "user", "content": "import math"}],
+        "test": "def check(f):\n    assert f(1) == 2", "entry_point": "f",
+    }));
+    let none = row(json!({"answer": "5"}));
+    let item =
+        |completion, row| Item { prompt: &prompt, completion, num_tokens: 1, ended: true, row };
+    let scores = scorer.score_all(&[
+        item("    return x + 1", &tests),
+        item("while True: pass\ndef f(x): return x + 1", &tests),
+        item(
+            "<think>\n```python\ndef f(x): return 0\n```\n</think>```\ndef f(x): return 2\n```",
+            &tests,
+        ),
+        item("def f(x): return 2", &none),
+        item("import os; os.kill(os.getpid(), 9)", &tests),
+        item("def f(x):\n    return math.floor(2.5)", &tests),
+    ]);
+    let values: Vec<_> = scores.iter().map(|score| score.as_ref().map(|s| s.value).ok()).collect();
+    assert_eq!(values, [Some(1.0), Some(0.0), Some(1.0), None, Some(0.0), Some(1.0)], "{scores:?}");
+}
+
+#[test]
+fn the_scorer_is_refused_where_nothing_contains_programs() {
+    let settings = Settings { interpreter: vec!["no-such-python".into()], ..Settings::default() };
+    let error = Code::new(settings, Credit::default()).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("no-such-python"), "{error}");
+}
+
+#[test]
 fn canonical_solutions_of_human_eval_pass() {
     let Some(assets) = std::env::var_os("HALTER_ASSETS") else {
         return eprintln!("skipped: `HALTER_ASSETS` is not set");

@@ -70,7 +70,8 @@ impl Layers {
                 ))
                 .hint(
                     "run as a user who may create user namespaces, on Linux 6.2 or later with \
-                     Landlock; or give the guarantee up with `allow_weaker`",
+                     Landlock; or give the guarantee up with `allow_weaker` (in a scorer's text: \
+                     `code:allow-network`, `allow-writes`, `allow-reads`, `allow-processes`)",
                 ));
             }
         }

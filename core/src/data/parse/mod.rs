@@ -6,7 +6,7 @@ mod chat;
 mod preference;
 mod prompt;
 mod tokenized;
-pub(crate) mod value;
+pub mod value;
 
 #[cfg(test)]
 mod tests;

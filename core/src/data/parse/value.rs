@@ -17,12 +17,12 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 }
 
 /// A column's value, unless it is missing or null.
-pub(crate) fn present<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
+pub fn present<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
     row.get(column).filter(|value| !value.is_null())
 }
 
 /// A column that must be there.
-pub(crate) fn required<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Value> {
+pub fn required<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Value> {
     match row.get(column) {
         Some(Value::Null) => Err(Error::data(format!("column `{column}` is null"))),
         Some(value) => Ok(value),
@@ -31,7 +31,7 @@ pub(crate) fn required<'a>(row: &'a Map<String, Value>, column: &str) -> Result<
 }
 
 /// A column that must be there and hold a string.
-pub(crate) fn string<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a str> {
+pub fn string<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a str> {
     let value = required(row, column)?;
     value.as_str().ok_or_else(|| expected(&format!("`{column}`"), "a string", value))
 }
@@ -49,7 +49,7 @@ pub(crate) fn optional_string<'a>(
 }
 
 /// "expected `what` to be …, got …".
-pub(crate) fn expected(what: &str, wanted: &str, got: &Value) -> Error {
+pub fn expected(what: &str, wanted: &str, got: &Value) -> Error {
     Error::data(format!("expected {what} to be {wanted}, got {}", shown(got)))
 }
 
@@ -66,7 +66,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// At most 40 characters of a text, without control characters.
-pub(crate) fn excerpt(text: &str) -> String {
+pub fn excerpt(text: &str) -> String {
     let mut short: String =
         text.chars().take(40).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(40).is_some() {
@@ -76,7 +76,7 @@ pub(crate) fn excerpt(text: &str) -> String {
 }
 
 /// The columns of a row, for an error message.
-fn names(row: &Map<String, Value>) -> String {
+pub fn names(row: &Map<String, Value>) -> String {
     let shown: Vec<_> = row.keys().take(12).map(|name| format!("`{}`", excerpt(name))).collect();
     match (shown.len(), row.len()) {
         (0, _) => "an empty object".into(),

@@ -1,0 +1,154 @@
+//! What does another model think of the completion?
+
+mod client;
+mod config;
+#[cfg(test)]
+mod tests;
+
+use halter_core::data::record::Message;
+use halter_core::{Error, Result};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use regex::Regex;
+use serde_json::{Value, json};
+
+pub use config::JudgeConfig;
+
+use super::answer::after_thinking;
+use super::reference::Reference;
+use super::{pattern, shortened};
+use crate::scorer::{Item, Score, Scorer};
+use client::Client;
+
+/// Characters of a judge's answer in an error.
+const EXCERPT: usize = 120;
+
+/// Asks a language model behind an OpenAI-compatible endpoint for a rating, and brings it from its
+/// scale to 0 to 1. A judge can be wrong, and a completion can talk it into a rating.
+#[derive(Debug)]
+pub struct Judge {
+    config: JudgeConfig,
+    reference: Reference,
+    pattern: Regex,
+    client: Client,
+    /// One thread for each request on its way.
+    threads: ThreadPool,
+}
+
+impl Judge {
+    /// A judge as `config` describes it; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Names the first value that cannot be used.
+    pub fn new(config: JudgeConfig) -> Result<Self> {
+        config.validate()?;
+        let pattern = pattern::compile("judge", &config.pattern)?;
+        if pattern.captures_len() != 2 {
+            return Err(Error::config(format!(
+                "judge: `pattern`: expected one group, around the rating, got `{}`",
+                config.pattern
+            )));
+        }
+        let threads = ThreadPoolBuilder::new().num_threads(config.concurrency.get()).build();
+        let threads =
+            threads.map_err(|error| Error::config("judge: no threads start").because(error))?;
+        Ok(Self {
+            client: Client::new(&config)?,
+            reference: Reference::new(config.reference.as_deref()),
+            pattern,
+            threads,
+            config,
+        })
+    }
+
+    /// The request's body.
+    fn request(&self, item: &Item) -> Result<String> {
+        let mut request = self.config.request.clone();
+        request.insert("model".into(), self.config.model.as_str().into());
+        let question = self.question(item)?;
+        request.insert("messages".into(), json!([{"role": "user", "content": question}]));
+        Ok(Value::Object(request).to_string())
+    }
+
+    /// The template with its places filled in. What is filled in is not searched for places.
+    fn question(&self, item: &Item) -> Result<String> {
+        let mut question = String::new();
+        let mut rest = self.config.template.as_str();
+        while let Some(at) = rest.find('{') {
+            question.push_str(&rest[..at]);
+            rest = &rest[at..];
+            let (place, text) = if rest.starts_with("{prompt}") {
+                ("{prompt}", conversation(item.prompt))
+            } else if rest.starts_with("{completion}") {
+                ("{completion}", item.completion.to_string())
+            } else if rest.starts_with("{reference}") {
+                ("{reference}", self.reference.text(item.row)?)
+            } else {
+                ("{", "{".to_string())
+            };
+            question.push_str(&text);
+            rest = &rest[place.len()..];
+        }
+        Ok(question + rest)
+    }
+
+    /// The last rating in what the judge said after its thinking.
+    fn rating(&self, said: &str) -> Result<f64> {
+        let last = self.pattern.captures_iter(after_thinking(said)).last();
+        let group = last.as_ref().and_then(|found| found.get(1));
+        let rating = group.and_then(|rating| rating.as_str().parse::<f64>().ok());
+        rating.filter(|rating| rating.is_finite()).ok_or_else(|| {
+            let end: String = said.trim().chars().rev().take(EXCERPT).collect();
+            let end: String = end.chars().rev().collect();
+            Error::data(format!("judge: expected a rating, got an answer that ends `{end}`"))
+        })
+    }
+}
+
+/// The text of one message, or several under their roles.
+fn conversation(messages: &[Message]) -> String {
+    let text = |message: &Message| match message.0.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    match messages {
+        [only] => text(only),
+        _ => {
+            let turn = |message: &Message| format!("{}: {}", message.role(), text(message));
+            messages.iter().map(turn).collect::<Vec<_>>().join("\n\n")
+        }
+    }
+}
+
+/// What the judge says in the body of its answer.
+fn content(body: &[u8]) -> Result<String> {
+    let answer: Option<Value> = serde_json::from_slice(body).ok();
+    let content = answer.as_ref().and_then(|body| body.pointer("/choices/0/message/content"));
+    content.and_then(Value::as_str).map(str::to_string).ok_or_else(|| {
+        let body = shortened(&String::from_utf8_lossy(body), EXCERPT);
+        Error::data(format!("judge: expected JSON with `choices[0].message.content`, got `{body}`"))
+    })
+}
+
+impl Scorer for Judge {
+    fn name(&self) -> &str {
+        "judge"
+    }
+
+    fn score(&self, item: &Item) -> Result<Score> {
+        let rating = self.rating(&content(&self.client.ask(&self.request(item)?)?)?)?;
+        let [worst, best] = self.config.scale;
+        let value = (rating - worst) / (best - worst);
+        if !(0.0..=1.0).contains(&value) {
+            return Err(Error::data(format!(
+                "judge: expected a rating from {worst} to {best}, got {rating}"
+            )));
+        }
+        Ok(Score::because(value, format!("rated {rating}")))
+    }
+
+    fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
+        self.threads.install(|| items.par_iter().map(|item| self.score(item)).collect())
+    }
+}
