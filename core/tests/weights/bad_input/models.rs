@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use halter_core::model::weights::adapter::{
-    Adapter, AdapterConfig, Factor, TargetModules, write_adapter,
+    Adapter, AdapterConfig, Part, TargetModules, write_adapter,
 };
 use halter_core::model::weights::export::{ExportOptions, ParamData, SideFile, write_model};
 use halter_core::model::weights::{HubOptions, ModelFiles, StoredTensor, WeightFiles};
@@ -103,8 +103,8 @@ fn what_is_not_an_adapter() {
         use_rslora: false,
         ..AdapterConfig::default()
     };
-    let factor = |_: &str, factor: Factor| {
-        let shape = if factor == Factor::A { [2, 64] } else { [64, 2] };
+    let factor = |_: &str, factor: Part| {
+        let shape = if factor == Part::A { [2, 64] } else { [64, 2] };
         StoredTensor::from_f32("", &shape, &[0.5; 128]).map(ParamData::Stored)
     };
     let dir = table.dir();
