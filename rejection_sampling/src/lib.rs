@@ -2,5 +2,8 @@
 //! section 4.2.2).
 
 pub mod code;
+pub mod reward;
 pub mod sandbox;
 pub mod verifier;
+
+pub use reward::{Reward, RewardModel};
