@@ -6,7 +6,7 @@ mod text_support;
 
 use std::time::{Duration, Instant};
 
-use halter_core::data::record::{Message, Record, Turn};
+use halter_core::data::record::{Comparison, Message, Record, Turn};
 use halter_core::text::encode::{EncodeOptions, Outcome, Overlong, completion_prompt, encode_sft};
 use halter_core::text::template::{ChatTemplate, RenderOptions};
 use halter_core::text::tokenizer::Tokenizer;

@@ -19,6 +19,7 @@ fn lora(targets: TargetModules) -> AdapterConfig {
         dropout: 0.05,
         base_model: Some("base".into()),
         revision: Some("v2".into()),
+        with_score: false,
     }
 }
 
@@ -30,10 +31,14 @@ fn mark(module: &str, factor: Part) -> f32 {
 fn constant(adapter: &AdapterConfig, module: &str, factor: Part) -> halter_core::Result<ParamData> {
     let model = config(&tiny_json("llama"));
     let modules = adapter.modules(&model).unwrap();
-    let (_, out, input) = modules.iter().find(|(path, ..)| path == module).unwrap();
+    let (out, input) = modules
+        .iter()
+        .find(|(path, ..)| path == module)
+        .map_or((1, model.hidden_size), |(_, out, input)| (*out, *input));
     let shape = match factor {
-        Part::A => [adapter.rank, *input],
-        Part::B => [*out, adapter.rank],
+        Part::A => [adapter.rank, input],
+        Part::B => [out, adapter.rank],
+        Part::Whole => [out, input],
     };
     let values = vec![mark(module, factor); shape[0] * shape[1]];
     StoredTensor::from_f32("", &shape, &values).map(ParamData::Stored)
@@ -60,6 +65,24 @@ fn an_adapter_opens_again_as_it_was_written() {
         let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
         assert!(text.contains(r#""peft_type": "LORA""#), "{text}");
     }
+}
+
+#[test]
+fn the_value_head_of_a_reward_model_goes_with_its_adapter() {
+    let model = config(&tiny_json("llama"));
+    let dir = tempfile::tempdir().unwrap();
+    let lora = AdapterConfig { with_score: true, ..lora(TargetModules::AllLinear) };
+    let get = |module: &str, part| constant(&lora, module, part);
+    write_adapter(dir.path(), &lora, &model, DType::F32, get).unwrap();
+    let read = Adapter::open(dir.path(), &model).unwrap();
+    assert_eq!(read.config, lora);
+    let score = read.score.unwrap();
+    assert_eq!(score.shape(), [1, model.hidden_size]);
+    assert_eq!(score.name(), "base_model.model.score.weight", "as PEFT names it");
+    let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["modules_to_save"], serde_json::json!(["score"]));
+    assert_eq!(json["task_type"], "SEQ_CLS");
 }
 
 #[test]

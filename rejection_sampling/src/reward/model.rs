@@ -6,11 +6,11 @@ use candle_core::DType;
 use halter_core::data::branched::BranchedRow;
 use halter_core::data::encoded::TokenCount;
 use halter_core::data::pack::microbatches;
-use halter_core::data::record::{Message, Origin, Turn};
+use halter_core::data::record::{Message, Origin, Record, Turn};
 use halter_core::model::config::Head;
 use halter_core::model::linear::PassMode;
 use halter_core::model::{Base, Decoder};
-use halter_core::text::branches::encode_completions;
+use halter_core::text::branches::{encode_branches, encode_completions};
 use halter_core::text::encode::EncodeOptions;
 use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, Result, device};
@@ -79,12 +79,25 @@ impl RewardModel {
         Ok(scores)
     }
 
-    fn encode(&self, prompt: &Turn, answers: &[Turn], number: usize) -> Result<BranchedRow> {
+    /// The tokens of a pair or a ranked list, as they were trained on.
+    ///
+    /// # Errors
+    /// A record of another kind, or one that the template refuses.
+    pub fn encode_record(&self, record: &Record, origin: &Origin) -> Result<BranchedRow> {
+        let (tokenizer, template) = (&self.source.tokenizer, self.source.template.as_deref());
+        let encoded = encode_branches(record, origin, tokenizer, template, &Self::encoding())?;
+        encoded.into_kept().ok_or_else(|| Error::data("the row was dropped"))
+    }
+
+    fn encoding() -> EncodeOptions {
         // As in transformers: a completion with special tokens in its text has a score too.
-        let options = EncodeOptions { allow_special_text: true, ..EncodeOptions::default() };
+        EncodeOptions { allow_special_text: true, ..EncodeOptions::default() }
+    }
+
+    fn encode(&self, prompt: &Turn, answers: &[Turn], number: usize) -> Result<BranchedRow> {
         let origin = Origin { path: Arc::new("completions".into()), line: number };
         let (tokenizer, template) = (&self.source.tokenizer, self.source.template.as_deref());
-        encode_completions(prompt, answers, &origin, tokenizer, template, &options)
+        encode_completions(prompt, answers, &origin, tokenizer, template, &Self::encoding())
             .map_err(|error| error.at(&*origin.path, origin.line))
     }
 }

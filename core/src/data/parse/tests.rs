@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::data::record::{Message, Turn};
+use crate::data::record::{Comparison, Message, Turn};
 
 fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
