@@ -92,7 +92,7 @@ fn what_is_not_an_adapter() {
     case("alphas by layer", set("alpha_pattern", json!({ "q_proj": 8 })));
     case("some layers only", set("layers_to_transform", json!([1])));
     case("an initialisation that changes the base", set("init_lora_weights", json!("pissa")));
-    case("another task", set("task_type", json!("SEQ_CLS")));
+    case("another task", set("task_type", json!("TOKEN_CLS")));
     case("an unknown key", set("new_trick", json!(3)));
 
     let model = config(&tiny_json("llama"));
