@@ -50,7 +50,7 @@ fn shape(problem: &str) -> (String, Vec<u32>) {
 #[test]
 fn the_generator_makes_the_committed_files_again_to_the_byte() {
     let made = bundle::make().unwrap();
-    assert_eq!(made.files.len(), 7);
+    assert_eq!(made.files.len(), 9);
     for (name, text) in made.files {
         let committed = std::fs::read_to_string(folder().join(name)).unwrap();
         // not `assert_eq!`, which would print both files
@@ -132,6 +132,28 @@ fn every_equation_is_true_and_the_last_one_gives_the_answer() {
         }
     }
     assert!(equations > 4_000, "only {equations} equations were checked");
+}
+
+#[test]
+fn of_every_pair_only_the_chosen_solution_is_right() {
+    let trained = conversations("train.jsonl");
+    for (name, count) in [
+        ("preferences.jsonl", corpus::NUM_PREFERENCES),
+        ("preferences-eval.jsonl", corpus::NUM_PREFERENCES_EVAL),
+    ] {
+        let text = std::fs::read_to_string(folder().join(name)).unwrap();
+        assert_eq!(text.lines().count(), count);
+        for line in text.lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let content = |side: &str| row[side][0]["content"].as_str().unwrap().to_string();
+            let [prompt, chosen, rejected] = ["prompt", "chosen", "rejected"].map(content);
+            let (right, wrong) = (final_answer(&chosen), final_answer(&rejected));
+            assert!(right.is_some() && wrong.is_some() && right != wrong, "{line}");
+            if name == "preferences-eval.jsonl" {
+                assert!(trained.iter().all(|(problem, _)| *problem != prompt), "{prompt}");
+            }
+        }
+    }
 }
 
 #[test]

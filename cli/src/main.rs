@@ -12,6 +12,7 @@ mod merge;
 mod plan;
 mod progress;
 mod report;
+mod reward;
 mod serve;
 mod sft;
 mod train;
@@ -52,6 +53,7 @@ enum Isa {
 enum Command {
     Sft(Box<sft::Args>),
     Dpo(Box<dpo::Args>),
+    Reward(Box<reward::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
     Merge(merge::Args),
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
     let outcome = logging::start().and_then(|()| match cli.command {
         Command::Sft(args) => sft::run(*args, &context),
         Command::Dpo(args) => dpo::run(*args, &context),
+        Command::Reward(args) => reward::run(*args, &context),
         Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),

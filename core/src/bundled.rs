@@ -14,6 +14,10 @@ pub const MODEL: &str = "bundled";
 pub const TRAIN: &str = "bundled/train";
 /// The held-out problems' name.
 pub const EVAL: &str = "bundled/eval";
+/// The name of pairs of a right and a wrong solution.
+pub const PREFERENCES: &str = "bundled/preferences";
+/// The held-out pairs' name.
+pub const PREFERENCES_EVAL: &str = "bundled/preferences-eval";
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -21,7 +25,7 @@ macro_rules! files {
     };
 }
 
-const FILES: [(&str, &[u8]); 8] = files![
+const FILES: [(&str, &[u8]); 10] = files![
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -30,6 +34,8 @@ const FILES: [(&str, &[u8]); 8] = files![
     "generation_config.json",
     "train.jsonl",
     "eval.jsonl",
+    "preferences.jsonl",
+    "preferences-eval.jsonl",
 ];
 
 /// The path of what `name` calls; `None` where it is not bundled. Something on disk of that name
@@ -42,6 +48,8 @@ pub fn path(name: &str) -> Result<Option<PathBuf>> {
         MODEL => None,
         TRAIN => Some("train.jsonl"),
         EVAL => Some("eval.jsonl"),
+        PREFERENCES => Some("preferences.jsonl"),
+        PREFERENCES_EVAL => Some("preferences-eval.jsonl"),
         _ => return Ok(None),
     };
     if Path::new(name).exists() {

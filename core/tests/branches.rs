@@ -8,7 +8,7 @@ use std::sync::Arc;
 use halter_core::Result;
 use halter_core::data::branched::BranchedRow;
 use halter_core::data::encoded::{Encoded, TokenCount};
-use halter_core::data::record::{Message, Origin, Record, Turn};
+use halter_core::data::record::{Comparison, Message, Origin, Record, Turn};
 use halter_core::text::branches::encode_branches;
 use halter_core::text::encode::{EncodeOptions, Overlong};
 use halter_core::text::template::ChatTemplate;
@@ -49,11 +49,13 @@ fn the_prompt_is_shared_and_the_answers_count_with_their_end() {
         prompt: Some(messages(&[("user", "two and two?")])),
         chosen: messages(&[("assistant", "four")]),
         rejected: messages(&[("assistant", "five")]),
+        comparison: Comparison::default(),
     };
     let implicit = Record::Preference {
         prompt: None,
         chosen: messages(&[("user", "two and two?"), ("assistant", "four")]),
         rejected: messages(&[("user", "two and two?"), ("assistant", "five")]),
+        comparison: Comparison::default(),
     };
     let ranked = Record::Ranked {
         prompt: messages(&[("user", "two and two?")]),
@@ -62,6 +64,7 @@ fn the_prompt_is_shared_and_the_answers_count_with_their_end() {
             messages(&[("assistant", "five")]),
             messages(&[("assistant", "a fish")]),
         ],
+        comparison: Comparison::default(),
     };
     let row = |record: &Record| encode(record, &EncodeOptions::default()).unwrap().into_kept();
     let pair = row(&explicit).unwrap();
@@ -82,6 +85,7 @@ fn plain_texts_share_what_they_begin_with() {
         prompt: None,
         chosen: Turn::Text("two and two is four".into()),
         rejected: Turn::Text("two and two is five".into()),
+        comparison: Comparison::default(),
     };
     let row = encode(&record, &EncodeOptions::default()).unwrap().into_kept().unwrap();
     assert_eq!(text(&row.prompt), "two and two is");
@@ -95,6 +99,7 @@ fn ids_are_taken_as_they_are() {
         prompt_ids: vec![5, 6],
         chosen_ids: chosen.to_vec(),
         rejected_ids: vec![8],
+        comparison: Comparison::default(),
     };
     let row = encode(&record(&[7, 9]), &EncodeOptions::default()).unwrap().into_kept().unwrap();
     assert_eq!(
@@ -113,16 +118,19 @@ fn what_teaches_nothing_is_refused() {
         prompt: Some(messages(&[("user", "two?")])),
         chosen: messages(&[("assistant", chosen)]),
         rejected: messages(&[("assistant", rejected)]),
+        comparison: Comparison::default(),
     };
     let ids = |chosen: &[u32]| Record::TokenizedPreference {
         prompt_ids: vec![5],
         chosen_ids: chosen.to_vec(),
         rejected_ids: vec![8],
+        comparison: Comparison::default(),
     };
     let mixed = Record::Preference {
         prompt: None,
         chosen: Turn::Text("a".into()),
         rejected: messages(&[("assistant", "b")]),
+        comparison: Comparison::default(),
     };
     for (record, message) in [
         (pair("four", "four"), "all completions of the row are the same"),
@@ -142,6 +150,7 @@ fn long_rows_follow_their_policy() {
         prompt_ids: vec![5, 6],
         chosen_ids: vec![7, 9, 9, 9],
         rejected_ids: rejected,
+        comparison: Comparison::default(),
     };
     let fate = |overlong, rejected| {
         let options = EncodeOptions { max_seq_len: Some(4), overlong, ..EncodeOptions::default() };

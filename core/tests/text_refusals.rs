@@ -6,7 +6,7 @@ mod text_support;
 
 use std::time::{Duration, Instant};
 
-use halter_core::data::record::{Message, Record, Turn};
+use halter_core::data::record::{Comparison, Message, Record, Turn};
 use halter_core::text::encode::{EncodeOptions, Outcome, Overlong, completion_prompt, encode_sft};
 use halter_core::text::template::{ChatTemplate, RenderOptions};
 use halter_core::text::tokenizer::Tokenizer;
@@ -144,7 +144,12 @@ fn wrong_rows_are_refused_with_a_reason() {
     line(t, "mask of another length", plain(ids(&[1, 2], &[true]), &chatml, &options));
     line(t, "id beyond the vocabulary", plain(ids(&[1, 508], &[true; 2]), &chatml, &options));
     line(t, "too long", plain(ids(&[1; 9], &[true; 9]), &chatml, &short));
-    let preference = Record::Preference { prompt: None, chosen: text("A"), rejected: text("B") };
+    let preference = Record::Preference {
+        prompt: None,
+        chosen: text("A"),
+        rejected: text("B"),
+        comparison: Comparison::default(),
+    };
     line(t, "preference row", plain(preference, &chatml, &options));
     let path = root().join("core/tests/fixtures/tiny_chatml/tokenizer.json");
     let inner = tokenizers::Tokenizer::from_file(path).unwrap();

@@ -29,6 +29,8 @@ pub fn make() -> Result<Bundle> {
         ("chat_template.jinja", vocabulary::CHAT_TEMPLATE.to_string()),
         ("train.jsonl", lines(corpus::train()?)),
         ("eval.jsonl", lines(corpus::eval()?)),
+        ("preferences.jsonl", lines(corpus::preferences()?)),
+        ("preferences-eval.jsonl", lines(corpus::preferences_eval()?)),
     ];
     let pretrain = lines(documents.iter().map(|text| json!({"text": text})));
     Ok(Bundle { files, pretrain })

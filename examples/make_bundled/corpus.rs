@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::problem::{Problem, calculate};
+use crate::problem::{Mistake, Problem, calculate};
 use crate::random::Random;
 use crate::templates::{PEOPLE, THINGS};
 
@@ -16,9 +16,16 @@ pub const NUM_TRAIN: usize = 2_600;
 /// Conversations held out.
 pub const NUM_EVAL: usize = 250;
 
+/// Pairs of a right and a wrong solution.
+pub const NUM_PREFERENCES: usize = 2_000;
+/// Pairs held out.
+pub const NUM_PREFERENCES_EVAL: usize = 250;
+
 const PRETRAIN_SEED: u64 = 1;
 const TRAIN_SEED: u64 = 2;
 const EVAL_SEED: u64 = 3;
+const PREFERENCES_SEED: u64 = 4;
+const PREFERENCES_EVAL_SEED: u64 = 5;
 
 /// Text of every kind the base should have read, none of it in the form of a chat.
 pub fn pretrain() -> Result<Vec<String>> {
@@ -126,11 +133,58 @@ fn conversations(seed: u64, count: usize, held_out: bool) -> Result<Vec<Value>> 
     Ok(rows)
 }
 
-/// The problem, and its worked solution with the answer in a line of its own.
+/// Pairs to train a reward model on.
+pub fn preferences() -> Result<Vec<Value>> {
+    pairs(PREFERENCES_SEED, NUM_PREFERENCES, false)
+}
+
+/// Pairs held out.
+pub fn preferences_eval() -> Result<Vec<Value>> {
+    pairs(PREFERENCES_EVAL_SEED, NUM_PREFERENCES_EVAL, true)
+}
+
+fn pairs(seed: u64, count: usize, held_out: bool) -> Result<Vec<Value>> {
+    let mut random = Random::new(seed);
+    let mut seen = HashSet::new();
+    let mut rows = Vec::with_capacity(count);
+    while rows.len() < count {
+        let problem = Problem::draw(&mut random)?;
+        let (mistake, strength) = match random.chance(50) {
+            true => (Mistake::Operation, "significantly better"),
+            false => {
+                let equation = random.below(problem.solutions[0].matches(" = ").count());
+                let by = *random.pick(&[-10, -2, -1, 1, 2, 10]);
+                (Mistake::Slip { equation, by }, "better")
+            }
+        };
+        let Some((steps, answer)) = problem.wrong(mistake)? else { continue };
+        if problem.is_held_out() == held_out && seen.insert(problem.text()) {
+            let rejected = format!("{steps}\n#### {answer}");
+            rows.push(pair(&problem, &rejected, strength));
+        }
+    }
+    Ok(rows)
+}
+
+fn pair(problem: &Problem, rejected: &str, strength: &str) -> Value {
+    let message = |role: &str, content: &str| json!([{"role": role, "content": content}]);
+    json!({
+        "prompt": message("user", &problem.text()),
+        "chosen": message("assistant", &solution(problem)),
+        "rejected": message("assistant", rejected),
+        "strength": strength,
+    })
+}
+
+/// The worked solution with the answer in a line of its own.
+fn solution(problem: &Problem) -> String {
+    format!("{}\n#### {}", problem.solutions[0], problem.answer)
+}
+
+/// The problem and its worked solution.
 fn conversation(problem: &Problem) -> Value {
-    let completion = format!("{}\n#### {}", problem.solutions[0], problem.answer);
     json!({"messages": [
         {"role": "user", "content": problem.text()},
-        {"role": "assistant", "content": completion},
+        {"role": "assistant", "content": solution(problem)},
     ]})
 }

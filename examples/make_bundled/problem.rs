@@ -22,6 +22,7 @@ pub struct Problem {
     /// Steps of the worked solution, one a line, by wording; the first is the one that is taught.
     pub solutions: Vec<String>,
     pub answer: i64,
+    words: Vec<(&'static str, String)>,
 }
 
 impl Problem {
@@ -47,6 +48,23 @@ impl Problem {
     pub fn draw(random: &mut Random) -> Result<Self> {
         let template = random.pick(&TEMPLATES);
         Self::of(template, random).with_context(|| format!("template `{}`", template.name))
+    }
+
+    /// The first wording of the solution and its answer, with a mistake in one of its equations that
+    /// is carried on; `None` where that does not change the answer, or leaves the bounds.
+    ///
+    /// # Errors
+    /// A template with a mistake in it.
+    pub fn wrong(&self, mistake: Mistake) -> Result<Option<(String, i64)>> {
+        let template = TEMPLATES.iter().find(|template| template.name == self.template);
+        let text = template.context("no such template")?.solutions[0];
+        let mut fill = Filler { words: self.words.clone(), numbers: Vec::new(), last: 0 };
+        let text = mistake.in_text(text);
+        let is_solved = fill.set(&self.numbers).solve_with(&text, mistake)?;
+        if !is_solved || fill.last == self.answer {
+            return Ok(None);
+        }
+        Ok(Some((fill.words(&text)?, fill.last)))
     }
 
     fn of(template: &'static Template, random: &mut Random) -> Result<Self> {
@@ -76,7 +94,35 @@ impl Problem {
             question: question.to_string(),
             solutions,
             answer: fill.last,
+            words: fill.words,
         })
+    }
+}
+
+/// What is wrong with a solution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// Nothing.
+    None,
+    /// An equation, from zero, whose value is off by so much.
+    Slip { equation: usize, by: i64 },
+    /// Every `+` is a `-` and the other way round; `*` and `/` are a `+`.
+    Operation,
+}
+
+impl Mistake {
+    fn in_text(self, text: &str) -> String {
+        let swapped = |letter: char| match letter {
+            '+' => '-',
+            '-' | '*' | '/' => '+',
+            other => other,
+        };
+        let mut inside = false;
+        let swap = |letter: char| {
+            inside = (inside || letter == '[') && letter != ']';
+            if inside && self == Self::Operation { swapped(letter) } else { letter }
+        };
+        text.chars().map(swap).collect()
     }
 }
 
@@ -117,7 +163,11 @@ impl Filler {
 
     /// Works out the equations of `text`; `false` where a number would be out of bounds.
     fn solve(&mut self, text: &str) -> Result<bool> {
-        for equation in text.split('[').skip(1) {
+        self.solve_with(text, Mistake::None)
+    }
+
+    fn solve_with(&mut self, text: &str, mistake: Mistake) -> Result<bool> {
+        for (index, equation) in text.split('[').skip(1).enumerate() {
             let equation = equation.split(']').next().unwrap_or_default();
             let [left, sign, right, "=", bound] =
                 equation.split_whitespace().collect::<Vec<_>>()[..]
@@ -127,6 +177,13 @@ impl Filler {
             let Some(value) = calculate(self.number(left)?, sign, self.number(right)?) else {
                 return Ok(false);
             };
+            let value = match mistake {
+                Mistake::Slip { equation, by } if equation == index => value + by,
+                _ => value,
+            };
+            if !(1..=LARGEST).contains(&value) {
+                return Ok(false);
+            }
             self.numbers.push((bound.to_string(), value));
             self.last = value;
         }

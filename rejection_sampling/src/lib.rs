@@ -2,8 +2,11 @@
 //! section 4.2.2).
 
 pub mod code;
+pub mod reward;
 pub mod sandbox;
 pub mod scorer;
 pub mod selection;
 pub mod statistics;
 pub mod verifier;
+
+pub use reward::{Reward, RewardModel};

@@ -41,7 +41,7 @@ impl Method for Sft {
             train_on_trailing: config.method.train_on_trailing,
             completion_only_loss: config.method.completion_only_loss,
             allow_special_text: config.train.allow_special_text,
-            vocab_size: None,
+            ..EncodeOptions::default()
         };
         let encoder = view::Encoder::new(source, options);
         Arc::new(move |origin, record| rows(&encoder, origin, record))

@@ -57,6 +57,23 @@ pub enum Turn {
     Messages(Vec<Message>),
 }
 
+/// What a row says of a comparison beyond its order, as it was read: only some methods look at it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Comparison {
+    /// The column `strength`.
+    pub strength: Option<Value>,
+    /// The column `margin`.
+    pub margin: Option<Value>,
+}
+
+impl Comparison {
+    /// That of a row.
+    pub fn of(row: &Map<String, Value>) -> Self {
+        let column = |name: &str| row.get(name).filter(|value| !value.is_null()).cloned();
+        Self { strength: column("strength"), margin: column("margin") }
+    }
+}
+
 /// One row of a data set, normalised.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
@@ -96,6 +113,8 @@ pub enum Record {
         chosen: Turn,
         /// The worse completion.
         rejected: Turn,
+        /// How much better.
+        comparison: Comparison,
     },
     /// Several completions of one prompt, best first.
     Ranked {
@@ -103,6 +122,8 @@ pub enum Record {
         prompt: Turn,
         /// Best first; two or more.
         completions: Vec<Turn>,
+        /// How much better each is than the next.
+        comparison: Comparison,
     },
     /// A completion with a verdict (KTO).
     Unpaired {
@@ -128,6 +149,8 @@ pub enum Record {
         chosen_ids: Vec<u32>,
         /// Tokens of the worse completion.
         rejected_ids: Vec<u32>,
+        /// How much better.
+        comparison: Comparison,
     },
 }
 

@@ -91,7 +91,7 @@ impl Counted {
                 let trained = completion_mask.iter().skip(1).filter(|&&trained| trained).count();
                 (input_ids.len(), trained)
             }
-            Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids } => {
+            Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids, .. } => {
                 let trained = chosen_ids.len() + rejected_ids.len();
                 (prompt_ids.len() + trained, trained)
             }

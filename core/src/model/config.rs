@@ -20,6 +20,15 @@ pub enum Family {
     Qwen3,
 }
 
+/// What follows the final norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Logits of the next token (`…ForCausalLM`).
+    Language,
+    /// One number for the sequence (`…ForSequenceClassification` with one label): a reward model.
+    Score,
+}
+
 /// How rotary frequencies are scaled for long contexts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
@@ -48,6 +57,8 @@ pub enum RopeScaling {
 pub struct ModelConfig {
     /// Architecture.
     pub family: Family,
+    /// What it says.
+    pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -103,7 +114,7 @@ pub struct ParamSpec {
 
 impl ModelConfig {
     /// Every parameter a checkpoint of this configuration has, in the order of the computation.
-    /// `lm_head.weight` is absent where the embeddings are tied.
+    /// `lm_head.weight` is absent where the embeddings are tied; a reward model has `score.weight`.
     pub fn params(&self) -> Vec<ParamSpec> {
         let mut params = Vec::new();
         let mut add = |name: String, shape: &[usize]| {
@@ -141,8 +152,10 @@ impl ModelConfig {
             }
         }
         add("model.norm.weight".into(), &[hidden]);
-        if !self.tie_word_embeddings {
-            add("lm_head.weight".into(), &[self.vocab_size, hidden]);
+        match self.head {
+            Head::Language if self.tie_word_embeddings => {}
+            Head::Language => add("lm_head.weight".into(), &[self.vocab_size, hidden]),
+            Head::Score => add("score.weight".into(), &[1, hidden]),
         }
         params
     }

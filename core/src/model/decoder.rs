@@ -1,16 +1,21 @@
 //! The decoder: embedding, blocks, final norm and head, from a configuration.
 
-use candle_core::Device;
+use std::collections::HashSet;
+
+use candle_core::{Device, Tensor};
 use serde_json::Map;
 
 use super::block::Block;
-use super::config::ModelConfig;
+use super::config::{Head, ModelConfig};
 use super::linear::Linear;
 use super::lora::is_lora;
 use super::param::{Grads, Param, Value};
 use crate::ops::attention::Shape;
 use crate::ops::{Context, rope};
 use crate::{Error, Result};
+
+/// Name of a reward model's value head.
+const SCORE: &str = "score.weight";
 
 /// A Llama-family decoder.
 #[derive(Debug)]
@@ -25,6 +30,10 @@ pub struct Decoder {
     pub norm: Param,
     /// `(vocabulary, hidden)`; the embedding serves where it is `None`.
     pub head: Option<Param>,
+    /// `(1, hidden)`: the value head of a reward model.
+    pub score: Option<Param>,
+    /// Its row of the embedding gets no gradient, as in transformers.
+    pub(crate) padding: Option<u32>,
     /// Rotary frequencies.
     pub(crate) frequencies: Vec<f32>,
     /// Device and scratch.
@@ -57,9 +66,35 @@ impl Decoder {
             .map(|layer| build_block(&config, layer, &mut take))
             .collect::<Result<Vec<_>>>()?;
         let norm = take("norm.weight")?;
-        let head = if config.tie_word_embeddings { None } else { Some(take("lm_head.weight")?) };
+        let (mut head, mut score) = (None, None);
+        match config.head {
+            Head::Language if config.tie_word_embeddings => {}
+            Head::Language => head = Some(take("lm_head.weight")?),
+            Head::Score => score = Some(take("score.weight")?),
+        }
         let frequencies = rope::inverse_frequencies(&config);
-        Ok(Self { config, embed, blocks, norm, head, frequencies, ctx, trained: 0 })
+        let padding = config.pad_token_id;
+        Ok(Self { config, embed, blocks, norm, head, score, padding, frequencies, ctx, trained: 0 })
+    }
+
+    /// Makes a reward model of it: `score (1, hidden)` takes the place of the head, and is trained
+    /// beside what was trained before.
+    ///
+    /// # Errors
+    /// A tensor of another shape.
+    pub fn set_score(&mut self, score: Tensor) -> Result<()> {
+        let expected = [1, self.config.hidden_size];
+        if score.dims() != expected {
+            let message =
+                format!("`score.weight` has the shape {:?}: expected {expected:?}", score.dims());
+            return Err(Error::model(message));
+        }
+        let trained: HashSet<String> =
+            self.trained().into_iter().map(|param| param.name().to_string()).collect();
+        self.config.head = Head::Score;
+        self.head = None;
+        self.score = Some(Param::new(SCORE, Value::Dense(score)));
+        self.train_where(|param| trained.contains(param.name()) || param.name() == SCORE)
     }
 
     /// The device it computes on.
@@ -82,8 +117,13 @@ impl Decoder {
         let mut params = vec![&self.embed];
         params.extend(self.blocks.iter().flat_map(Block::params));
         params.push(&self.norm);
-        params.extend(&self.head);
+        params.extend(self.top());
         params
+    }
+
+    /// What follows the norm.
+    pub(crate) fn top(&self) -> impl Iterator<Item = &Param> {
+        self.head.iter().chain(&self.score)
     }
 
     fn params_mut(&mut self) -> Vec<&mut Param> {
@@ -91,6 +131,7 @@ impl Decoder {
         params.extend(self.blocks.iter_mut().flat_map(Block::params_mut));
         params.push(&mut self.norm);
         params.extend(&mut self.head);
+        params.extend(&mut self.score);
         params
     }
 
@@ -128,6 +169,8 @@ impl Decoder {
             blocks: self.blocks.clone(),
             norm: self.norm.clone(),
             head: self.head.clone(),
+            score: self.score.clone(),
+            padding: self.padding,
             frequencies: self.frequencies.clone(),
             ctx: self.ctx.clone(),
             trained: 0,
@@ -145,7 +188,7 @@ impl Decoder {
     /// blocks.
     pub fn rolling_grads(&self) -> Result<Grads> {
         let blocks = self.blocks.iter().map(|block| (true, block.params()));
-        let last = std::iter::once(&self.norm).chain(&self.head).collect();
+        let last = std::iter::once(&self.norm).chain(self.top()).collect();
         Grads::shared([(false, vec![&self.embed])].into_iter().chain(blocks).chain([(false, last)]))
     }
 

@@ -61,7 +61,8 @@ impl Decoder {
         })
     }
 
-    /// Gives each targeted layer its factors of a PEFT adapter, and trains the adapters alone.
+    /// Gives each targeted layer its factors of a PEFT adapter, and trains the adapters alone, with
+    /// the value head where the adapter has one.
     ///
     /// # Errors
     /// An adapter made for another model.
@@ -73,7 +74,11 @@ impl Decoder {
                 .get(path)
                 .ok_or_else(|| Error::model(format!("the adapter has no factors for `{path}`")))?;
             if is_a { factors.a.to_tensor(&device) } else { factors.b.to_tensor(&device) }
-        })
+        })?;
+        match &adapter.score {
+            Some(score) => self.set_score(score.to_tensor(&device)?),
+            None => Ok(()),
+        }
     }
 
     fn attach_lora(

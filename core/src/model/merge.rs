@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::config::{ModelConfig, ParamSpec};
+use super::config::{Head, ModelConfig, ParamSpec};
 use super::weights::adapter::{Adapter, LoraFactors};
 use super::weights::export::{ExportOptions, ParamData, SideContent, SideFile, write_model};
 use super::weights::text_files::{GENERATION, TextFiles, is_template_file};
@@ -43,7 +43,8 @@ pub fn merge(
 ) -> Result<Merged> {
     refuse_occupied(output)?;
     let source = Source { base, adapter };
-    let params = base.config.params();
+    let config = source.config()?;
+    let params = config.params();
     let matrices = source.check(&params)?;
     let new_dir = !output.exists();
     let (of_base, of_adapter) = side_files(&base.text.side_files, &adapter.side_files);
@@ -61,7 +62,7 @@ pub fn merge(
     let options = ExportOptions { dtype, ..ExportOptions::default() };
     let mut written = 0;
     progress.begin("writing", params.len() as u64, Unit::Items);
-    let files = write_model(output, &base.config, &side_files, &options, |param| {
+    let files = write_model(output, &config, &side_files, &options, |param| {
         written += 1;
         progress.advance(written, "");
         source.data(param)
@@ -137,6 +138,27 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// The configuration of the merged model: an adapter with a value head makes a reward model.
+    fn config(&self) -> Result<ModelConfig> {
+        let mut config = self.base.config.clone();
+        if self.adapter.score.is_some() {
+            config.head = Head::Score;
+            config.pad_token_id = match config.pad_token_id {
+                Some(id) => Some(id),
+                None => self.base.padding()?,
+            };
+        }
+        Ok(config)
+    }
+
+    /// A parameter before the factors are added.
+    fn stored(&self, name: &str) -> Result<StoredTensor> {
+        match &self.adapter.score {
+            Some(score) if name == "score.weight" => Ok(score.clone()),
+            _ => self.base.weights.get(name),
+        }
+    }
+
     /// Every pair of factors must have its matrix; returns how many there are.
     fn check(&self, params: &[ParamSpec]) -> Result<usize> {
         let found = params.iter().filter(|param| self.factors(&param.name).is_some()).count();
@@ -154,7 +176,7 @@ impl Source<'_> {
     }
 
     fn data(&self, param: &ParamSpec) -> Result<ParamData> {
-        let stored = self.base.weights.get(&param.name)?;
+        let stored = self.stored(&param.name)?;
         let Some(factors) = self.factors(&param.name) else { return Ok(ParamData::Stored(stored)) };
         let sum = merged(&stored, factors, self.adapter.config.scaling() as f32)?;
         Ok(ParamData::Tensor(Tensor::from_vec(sum, stored.shape(), &Device::Cpu)?))
@@ -172,7 +194,7 @@ impl Source<'_> {
         let export = WeightFiles::open(output)?;
         export.check(&config)?;
         for (index, param) in params.iter().enumerate() {
-            let (found, stored) = (export.get(&param.name)?, self.base.weights.get(&param.name)?);
+            let (found, stored) = (export.get(&param.name)?, self.stored(&param.name)?);
             let sum = match self.factors(&param.name) {
                 Some(factors) => {
                     Some(merged(&stored, factors, self.adapter.config.scaling() as f32)?)

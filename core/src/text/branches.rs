@@ -4,7 +4,7 @@ use super::encode::{EncodeOptions, Encoded, Overlong, check_ids, encode_sft_row}
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use crate::data::branched::{Branch, BranchedRow};
-use crate::data::encoded::Encoded as Fate;
+use crate::data::encoded::{Encoded as Fate, TokenCount};
 use crate::data::record::{Message, Origin, Record, Turn};
 use crate::{Error, Result};
 
@@ -25,9 +25,36 @@ pub fn encode_branches(
     template: Option<&ChatTemplate>,
     options: &EncodeOptions,
 ) -> Result<Fate<BranchedRow>> {
-    let row = branches_of(record, origin, tokenizer, template, options)
-        .map_err(|error| error.at(&*origin.path, origin.line))?;
-    fit(row, options).map_err(|error| error.at(&*origin.path, origin.line))
+    let told = |error: Error| error.at(&*origin.path, origin.line);
+    let row = branches_of(record, origin, tokenizer, template, options).map_err(told)?;
+    if options.drop_identical && is_without_difference(&row) {
+        let tokens = row.tokens();
+        return Ok(Fate::Dropped { reason: "identical completions".into(), tokens });
+    }
+    checked(row).and_then(|row| fit(row, options)).map_err(told)
+}
+
+/// Encodes one or more completions of a prompt, whatever they are: to score them.
+///
+/// # Errors
+/// What [`encode_sft`](super::encode::encode_sft) refuses.
+pub fn encode_completions(
+    prompt: &Turn,
+    completions: &[Turn],
+    origin: &Origin,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    options: &EncodeOptions,
+) -> Result<BranchedRow> {
+    if completions.is_empty() {
+        return Err(Error::data("a prompt without a completion"));
+    }
+    let encoded = completions.iter().map(|completion| {
+        let (prompt, completion) = (prompt.clone(), completion.clone());
+        let record = Record::PromptCompletion { prompt, completion, tools: None };
+        encode_sft_row(&record, tokenizer, template, options)
+    });
+    Ok(branch(encoded.collect::<Result<Vec<_>>>()?, origin))
 }
 
 /// Encodes a judged completion, as [`encode_branches`] encodes one of several.
@@ -47,26 +74,20 @@ pub fn encode_judged(
             return Err(Error::data("a row without a judged completion")
                 .hint("rows need `prompt`, `completion` and a `label` of true or false"));
         };
-        let row = branch(vec![encode(prompt, completion, tokenizer, template, options)?], origin);
+        let row = encode_completions(
+            prompt,
+            std::slice::from_ref(completion),
+            origin,
+            tokenizer,
+            template,
+            options,
+        )?;
         match row.prompt.is_empty() {
             true => Err(Error::data("a judged completion without a prompt")),
             false => checked(row),
         }
     };
     row().and_then(|row| fit(row, options)).map_err(|error| error.at(&*origin.path, origin.line))
-}
-
-/// A prompt with one completion.
-fn encode(
-    prompt: &Turn,
-    completion: &Turn,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    options: &EncodeOptions,
-) -> Result<Encoded> {
-    let (prompt, completion) = (prompt.clone(), completion.clone());
-    let record = Record::PromptCompletion { prompt, completion, tools: None };
-    encode_sft_row(&record, tokenizer, template, options)
 }
 
 fn branches_of(
@@ -76,10 +97,11 @@ fn branches_of(
     template: Option<&ChatTemplate>,
     options: &EncodeOptions,
 ) -> Result<BranchedRow> {
-    let encode =
-        |prompt: &Turn, completion: &Turn| encode(prompt, completion, tokenizer, template, options);
-    let encoded = match record {
-        Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids } => {
+    let encode = |prompt: &Turn, completions: &[Turn]| {
+        encode_completions(prompt, completions, origin, tokenizer, template, options)
+    };
+    match record {
+        Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids, .. } => {
             let branch = |name: &str, ids: &[u32]| -> Result<Branch> {
                 check_ids(name, ids, tokenizer, options)?;
                 Ok(Branch { tokens: ids.to_vec(), mask: vec![true; ids.len()] })
@@ -93,25 +115,19 @@ fn branches_of(
                 branches,
                 prompt_is_prefix: true,
             };
-            return checked(row);
+            Ok(row)
         }
-        Record::Preference { prompt: Some(prompt), chosen, rejected } => {
-            vec![encode(prompt, chosen)?, encode(prompt, rejected)?]
+        Record::Preference { prompt: Some(prompt), chosen, rejected, .. } => {
+            encode(prompt, &[chosen.clone(), rejected.clone()])
         }
-        Record::Preference { prompt: None, chosen, rejected } => {
+        Record::Preference { prompt: None, chosen, rejected, .. } => {
             let (prompt, chosen, rejected) = without_common(chosen, rejected)?;
-            vec![encode(&prompt, &chosen)?, encode(&prompt, &rejected)?]
+            encode(&prompt, &[chosen, rejected])
         }
-        Record::Ranked { prompt, completions } => {
-            let all = completions.iter().map(|completion| encode(prompt, completion));
-            all.collect::<Result<Vec<_>>>()?
-        }
-        _ => {
-            return Err(Error::data("a row without two completions to compare")
-                .hint("rows need `chosen` and `rejected`, or ranked `completions`"));
-        }
-    };
-    checked(branch(encoded, origin))
+        Record::Ranked { prompt, completions, .. } => encode(prompt, completions),
+        _ => Err(Error::data("a row without two completions to compare")
+            .hint("rows need `chosen` and `rejected`, or ranked `completions`")),
+    }
 }
 
 /// Splits off what all rows begin with, up to the first token that one of them trains.
@@ -142,12 +158,15 @@ fn checked(row: BranchedRow) -> Result<BranchedRow> {
         return Err(Error::data(format!("completion `{}` has no token to count", empty + 1))
             .hint("the completion is empty"));
     }
-    let mut others = row.branches.iter().skip(1).peekable();
-    if others.peek().is_some() && others.all(|branch| *branch == row.branches[0]) {
+    if is_without_difference(&row) {
         return Err(Error::data("all completions of the row are the same")
             .hint("a row without a difference teaches nothing: take it out"));
     }
     Ok(row)
+}
+
+fn is_without_difference(row: &BranchedRow) -> bool {
+    row.branches.len() > 1 && row.branches.iter().all(|branch| *branch == row.branches[0])
 }
 
 /// The prompt that two completions share, and what follows in each: whole messages, or characters

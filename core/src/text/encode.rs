@@ -46,6 +46,8 @@ pub struct EncodeOptions {
     /// Rows of the model's embedding, which ids of tokenized rows must not exceed. Without it, the
     /// tokenizer's greatest id counts.
     pub vocab_size: Option<usize>,
+    /// Drop rows whose completions are all the same, which are refused otherwise.
+    pub drop_identical: bool,
 }
 
 impl Default for EncodeOptions {
@@ -58,6 +60,7 @@ impl Default for EncodeOptions {
             completion_only_loss: true,
             allow_special_text: false,
             vocab_size: None,
+            drop_identical: false,
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct Card {
     pub tags: Vec<String>,
     /// An adapter (PEFT) rather than a whole model.
     pub is_adapter: bool,
+    /// A model that scores completions rather than writes them.
+    pub is_reward_model: bool,
     /// What is known of the licence: an SPDX name in lower case, or empty.
     pub license: String,
     /// Sentences about the licences of base and data that the reader must mind.
@@ -117,7 +119,8 @@ impl Card {
         tags.extend(self.tags.iter().map(String::as_str));
         list("tags", &tags);
         let library = if self.is_adapter { "peft" } else { "transformers" };
-        let _ = writeln!(text, "library_name: {library}\npipeline_tag: text-generation");
+        let task = if self.is_reward_model { "text-classification" } else { "text-generation" };
+        let _ = writeln!(text, "library_name: {library}\npipeline_tag: {task}");
         if !self.license.is_empty() {
             let _ = writeln!(text, "license: {}", quoted(&self.license));
         }
@@ -126,7 +129,11 @@ impl Card {
     }
 
     fn introduction(&self) -> String {
-        let what = if self.is_adapter { "An adapter" } else { "A language model" };
+        let what = match (self.is_adapter, self.is_reward_model) {
+            (true, _) => "An adapter",
+            (false, true) => "A reward model",
+            (false, false) => "A language model",
+        };
         let from = match &self.base_model {
             None => ", trained from fresh weights".to_string(),
             Some(Named::Hub(id)) => format!(" for [{id}](https://huggingface.co/{id})"),
@@ -139,21 +146,29 @@ impl Card {
 
     fn how_to_load(&self, text: &mut String) {
         let base = self.base_model.as_ref().map_or("base", Named::public_name);
+        let (class, labels) = match self.is_reward_model {
+            true => ("AutoModelForSequenceClassification", ", num_labels=1"),
+            false => ("AutoModelForCausalLM", ""),
+        };
+        let import = format!("from transformers import {class}, AutoTokenizer");
         let (imports, load) = match self.is_adapter {
             true => (
-                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer",
+                format!("from peft import PeftModel\n{import}"),
                 format!(
-                    "base = AutoModelForCausalLM.from_pretrained({})\n\
+                    "base = {class}.from_pretrained({}{labels})\n\
                      model = PeftModel.from_pretrained(base, path)",
                     quoted(base)
                 ),
             ),
-            false => (
-                "from transformers import AutoModelForCausalLM, AutoTokenizer",
-                "model = AutoModelForCausalLM.from_pretrained(path)".to_string(),
-            ),
+            false => (import, format!("model = {class}.from_pretrained(path)")),
         };
         let ask = match self.has_chat_template {
+            true if self.is_reward_model => {
+                "messages = [\n    {\"role\": \"user\", \"content\": \"Hello\"},\n    \
+                 {\"role\": \"assistant\", \"content\": \"Good day.\"},\n]\n\
+                 inputs = tokenizer.apply_chat_template(messages, return_dict=True, \
+                 return_tensors=\"pt\")"
+            }
             true => {
                 "messages = [{\"role\": \"user\", \"content\": \"Hello\"}]\n\
                  inputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, \
@@ -161,12 +176,17 @@ impl Card {
             }
             false => "inputs = tokenizer(\"Hello\", return_tensors=\"pt\")",
         };
+        let answer = match self.is_reward_model {
+            true => "print(model(**inputs).logits[0, 0])  # the higher, the better",
+            false => {
+                "output = model.generate(**inputs, max_new_tokens=256)\n\
+                 print(tokenizer.decode(output[0], skip_special_tokens=True))"
+            }
+        };
         let _ = write!(
             text,
             "\n## How to use it\n\n```python\n{imports}\n\npath = \".\"  # this directory\n{load}\n\
-             tokenizer = AutoTokenizer.from_pretrained(path)\n{ask}\n\
-             output = model.generate(**inputs, max_new_tokens=256)\n\
-             print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n"
+             tokenizer = AutoTokenizer.from_pretrained(path)\n{ask}\n{answer}\n```\n"
         );
     }
 }

@@ -422,6 +422,7 @@ impl TrainConfig {
             dropout: self.lora_dropout,
             base_model: self.model.clone(),
             revision: self.revision.clone(),
+            with_score: false,
         }
     }
 

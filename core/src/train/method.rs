@@ -12,10 +12,12 @@ use super::pass::Pass;
 use super::progress::Progress;
 use super::run::Beginning;
 use super::source::Source;
+use super::summary::CalibrationBin;
 use crate::Result;
 use crate::data::encoded::{Encoded, TokenCount};
 use crate::data::record::{Origin, Record, Row};
 use crate::model::Decoder;
+use crate::model::config::Head;
 use crate::model::param::Grads;
 
 /// What a step takes `batch_size` of.
@@ -70,6 +72,8 @@ pub struct Figures {
     pub tokens: usize,
     /// The method's own, by their key in `metrics.jsonl`.
     pub means: BTreeMap<String, Mean>,
+    /// How far confidence can be trusted, where the method says how sure it is.
+    pub calibration: Vec<CalibrationBin>,
 }
 
 /// A mean that grows.
@@ -99,6 +103,15 @@ impl Figures {
         mean.count += values.len();
     }
 
+    /// Values of the method's own figures under `keys`, as far as they are there.
+    pub fn told(&self, keys: &[&'static str]) -> Vec<(&'static str, f64)> {
+        let value = |key: &&'static str| {
+            let mean = self.means.get(*key)?;
+            Some((*key, mean.sum / mean.count as f64))
+        };
+        keys.iter().filter_map(value).collect()
+    }
+
     /// The method's own figures.
     pub fn own(&self) -> impl Iterator<Item = (&str, f64)> {
         self.means.iter().map(|(key, mean)| (key.as_str(), mean.sum / mean.count as f64))
@@ -124,6 +137,10 @@ pub trait Method: Sized {
     type Row: TrainRow;
     /// How it is called.
     const DESCRIPTION: Description;
+    /// What it trains: which token comes next, or a score of the whole.
+    const HEAD: Head = Head::Language;
+    /// Keys of its own figures that its evaluations tell, most important first.
+    const TOLD: &'static [&'static str] = &[];
 
     /// The method of a run. `model` is complete; a method may add to it, or read it.
     ///

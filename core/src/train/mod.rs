@@ -15,6 +15,7 @@ pub mod run;
 pub mod run_dir;
 pub mod schedule;
 pub mod source;
+pub mod stable;
 pub mod step;
 pub mod summary;
 mod tensor_file;

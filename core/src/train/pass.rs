@@ -1,4 +1,5 @@
-//! One pass of a batch through the decoder: per-token log-probs forward, gradients backward.
+//! One pass of a batch through the decoder: per-token log-probs (or final hidden states) forward,
+//! gradients backward.
 //!
 //! ```text
 //! let pass = model.forward(&batch, &options)?;
@@ -13,12 +14,17 @@ use crate::data::batch::{PackedBatch, Target};
 use crate::memory::Buffer;
 use crate::model::Decoder;
 use crate::model::block::{Kept, Surroundings};
+use crate::model::config::Head as HeadKind;
 use crate::model::linear::PassMode;
 use crate::model::param::{Grads, Param};
 use crate::ops::logps::{self, Gradients, Logps};
 use crate::ops::rope::Angles;
-use crate::ops::{Context, clear, embedding, linear, on_a_worker, rms_norm};
+use crate::ops::{Context, accumulate, embedding, linear, on_a_worker, rms_norm};
 use crate::{Error, ErrorKind, Result};
+
+mod hidden;
+
+use hidden::Normed;
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy)]
@@ -44,23 +50,28 @@ pub struct Pass<'a> {
     angles: Angles,
     /// Each block's input, and what it kept.
     blocks: Vec<(Buffer, Option<Kept>)>,
-    head: Head,
+    top: Top,
     leaf: Var,
 }
 
-/// The head's side of a pass: only the rows that predict a target.
+/// What stands on the last block of a pass.
+#[derive(Debug)]
+enum Top {
+    /// The leaf is the log-probs of the batch's targets.
+    Logps(Head),
+    /// The leaf is the hidden states behind the final norm; a reward model's value head is a second
+    /// one.
+    Hidden(Normed, Option<Var>),
+}
+
+/// The head's side of a pass: only the rows that predict a target, rising, each once.
 #[derive(Debug)]
 struct Head {
-    /// Rows of the batch, rising, each once.
-    rows: Vec<u32>,
-    /// The targets by row, `row` counting in `rows`.
+    normed: Normed,
+    /// The targets by row, `row` counting in the rows of `normed`.
     entries: Vec<Target>,
     /// Where entry `i` stands in the batch's targets.
     order: Vec<usize>,
-    /// Final hidden states of `rows`, before and after the norm.
-    hidden: Buffer,
-    normed: Buffer,
-    rstd: Buffer,
     logps: Logps,
     /// Where the loss's gradient was known beforehand: it, in the batch's order, and that of
     /// `normed`, which follows from it.
@@ -71,9 +82,9 @@ impl Decoder {
     /// Runs `batch` and keeps what [`Pass::backward`] needs.
     ///
     /// # Errors
-    /// A token outside the vocabulary, or no target.
+    /// A token outside the vocabulary, no target, or a reward model.
     pub fn forward<'a>(&'a self, batch: &'a PackedBatch, options: PassOptions) -> Result<Pass<'a>> {
-        on_a_worker(|| self.run_forward(batch, options, None))
+        on_a_worker(|| self.run_forward(batch, options, |x| Head::leaf(self, batch, x, None)))
     }
 
     /// [`Self::forward`] for a loss whose gradient with respect to the log-probs is known beforehand
@@ -94,14 +105,15 @@ impl Decoder {
             let message = format!("expected the gradient of {expected} log-probs, got {got}");
             return Err(Error::new(ErrorKind::Tensor, message));
         }
-        on_a_worker(|| self.run_forward(batch, options, Some((dlogps, grads))))
+        let known = Some((dlogps, grads));
+        on_a_worker(|| self.run_forward(batch, options, |x| Head::leaf(self, batch, x, known)))
     }
 
     fn run_forward<'a>(
         &'a self,
         batch: &'a PackedBatch,
         options: PassOptions,
-        known: Option<(&[f64], &Grads)>,
+        top: impl FnOnce(&Tensor) -> Result<(Top, Var)>,
     ) -> Result<Pass<'a>> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, options.mode);
@@ -117,9 +129,8 @@ impl Decoder {
             }
             x = y;
         }
-        let head = Head::new(self, batch, &x, known)?;
-        let leaf = Var::from_tensor(&head.logps_in_order()?)?;
-        Ok(Pass { model: self, batch, options, angles, blocks, head, leaf })
+        let (top, leaf) = top(&x)?;
+        Ok(Pass { model: self, batch, options, angles, blocks, top, leaf })
     }
 
     /// Per-token log-probs of the batch's targets, `(targets,)`, and for each whether no token is
@@ -145,6 +156,7 @@ impl Decoder {
 
     /// Logits `(rows, vocabulary)` of the last block's output `x (rows, hidden)`.
     pub(crate) fn logits_of(&self, x: &Tensor) -> Result<Tensor> {
+        self.refuse_score()?;
         let ctx = &self.ctx;
         let norm = self.norm.widened(ctx)?;
         let (normed, _) = rms_norm::forward(ctx, x, &norm, self.config.rms_norm_eps)?;
@@ -153,6 +165,15 @@ impl Decoder {
         let logits = Tensor::zeros(shape, x.dtype(), x.device())?;
         linear::forward(ctx, &normed, &weight, linear::Into::Overwrite, &logits)?;
         Ok(logits)
+    }
+
+    /// A reward model says nothing of the next token.
+    fn refuse_score(&self) -> Result<()> {
+        match self.config.head {
+            HeadKind::Language => Ok(()),
+            HeadKind::Score => Err(Error::model("a reward model has no logits")
+                .hint("give a language model; this one scores completions")),
+        }
     }
 
     fn hidden_states(&self, batch: &PackedBatch, mode: PassMode) -> Result<Buffer> {
@@ -181,12 +202,25 @@ impl Decoder {
 }
 
 impl Head {
+    /// The top of a pass whose leaf is log-probs, and that leaf.
+    fn leaf(
+        model: &Decoder,
+        batch: &PackedBatch,
+        x: &Tensor,
+        known: Option<(&[f64], &Grads)>,
+    ) -> Result<(Top, Var)> {
+        let head = Self::new(model, batch, x, known)?;
+        let leaf = Var::from_tensor(&head.logps_in_order()?)?;
+        Ok((Top::Logps(head), leaf))
+    }
+
     fn new(
         model: &Decoder,
         batch: &PackedBatch,
         x: &Tensor,
         known: Option<(&[f64], &Grads)>,
     ) -> Result<Self> {
+        model.refuse_score()?;
         if batch.targets.is_empty() {
             return Err(Error::data("a batch with no trained token"));
         }
@@ -204,23 +238,22 @@ impl Head {
             entries.push(Target { row: at as u32, token });
         }
         let ctx = &model.ctx;
-        let hidden = embedding::forward(ctx, x, &rows)?;
-        let norm = model.norm.widened(ctx)?;
-        let (normed, rstd) = rms_norm::forward(ctx, &hidden, &norm, model.config.rms_norm_eps)?;
+        let of_rows = Normed::new(model, x, rows)?;
+        let normed = &of_rows.normed;
         let weight = model.head().widened(ctx)?;
         let (logps, known) = match known {
-            None => (logps::forward(ctx, &normed, &weight, &entries)?, None),
+            None => (logps::forward(ctx, normed, &weight, &entries)?, None),
             Some((dlogps, grads)) => {
-                let dnormed = ctx.empty(normed.shape(), &normed)?;
+                let dnormed = ctx.empty(normed.shape(), normed)?;
                 let gradients = Gradients { dhidden: &dnormed, dweight: model.head().grad(grads) };
                 let by_row: Vec<f64> = order.iter().map(|&target| dlogps[target]).collect();
                 let logps = logps::forward_and_backward(
-                    ctx, &normed, &weight, &entries, &by_row, gradients,
+                    ctx, normed, &weight, &entries, &by_row, gradients,
                 )?;
                 (logps, Some((dlogps.to_vec(), dnormed)))
             }
         };
-        Ok(Self { rows, entries, order, hidden, normed, rstd, logps, known })
+        Ok(Self { normed: of_rows, entries, order, logps, known })
     }
 
     /// From the order by rows to that of the batch's targets.
@@ -250,6 +283,7 @@ impl Head {
         grads: &Grads,
     ) -> Result<Buffer> {
         let ctx: &Context = &model.ctx;
+        let normed = &self.normed.normed;
         let dnormed = match self.known {
             Some((known, dnormed)) => {
                 refuse_other(dlogps, &known)?;
@@ -258,9 +292,9 @@ impl Head {
             None => {
                 let dlogps: Vec<f64> = self.order.iter().map(|&target| dlogps[target]).collect();
                 let head = model.head();
-                let dnormed = ctx.empty(self.normed.shape(), &self.normed)?;
+                let dnormed = ctx.empty(normed.shape(), normed)?;
                 let gradients = Gradients { dhidden: &dnormed, dweight: head.grad(grads) };
-                let (normed, weight) = (&self.normed, head.widened(ctx)?);
+                let weight = head.widened(ctx)?;
                 logps::backward(
                     ctx,
                     normed,
@@ -273,15 +307,7 @@ impl Head {
                 dnormed
             }
         };
-        let dhidden = ctx.empty(self.hidden.shape(), &self.hidden)?;
-        clear(&dhidden)?;
-        let norm = model.norm.widened(ctx)?;
-        let dnorm = model.norm.grad(grads);
-        rms_norm::backward(ctx, &self.hidden, &self.rstd, &norm, &dnormed, &dhidden, dnorm)?;
-        let d = ctx.empty((tokens, model.config.hidden_size), &self.hidden)?;
-        clear(&d)?;
-        embedding::backward(ctx, &self.rows, None, &dhidden, &d)?;
-        Ok(d)
+        self.normed.backward(model, tokens, &dnormed, grads)
     }
 }
 
@@ -294,21 +320,25 @@ fn refuse_other(dlogps: &[f64], known: &[f64]) -> Result<()> {
 }
 
 impl Pass<'_> {
-    /// The log-probabilities of the batch's targets, `(targets,)`: the leaf of the loss.
+    /// The log-probabilities of the batch's targets, `(targets,)`: the leaf of the loss of a pass by
+    /// [`Decoder::forward`].
     pub fn per_token_logps(&self) -> &Tensor {
         self.leaf.as_tensor()
     }
 
     /// For each target: whether no token is likelier.
     pub fn is_best(&self) -> Vec<bool> {
-        self.head.is_best_in_order()
+        match &self.top {
+            Top::Logps(head) => head.is_best_in_order(),
+            Top::Hidden(..) => Vec::new(),
+        }
     }
 
     /// Adds d(loss)/d(parameter) to `grads` for every trained parameter.
     ///
     /// # Errors
-    /// A loss that is not a scalar computed from [`Self::per_token_logps`], or whose gradient is
-    /// not finite.
+    /// A loss that is not a scalar computed from [`Self::per_token_logps`] or [`Self::hidden`], or
+    /// whose gradient is not finite.
     pub fn backward(self, loss: &Tensor, grads: &Grads) -> Result<()> {
         self.backward_each(loss, grads, |_| Ok(()))
     }
@@ -325,34 +355,47 @@ impl Pass<'_> {
         done: impl FnMut(&[&Param]) -> Result<()> + Send,
     ) -> Result<()> {
         let store = loss.backward()?;
-        let dlogps = store.get(&self.leaf).ok_or_else(|| {
-            Error::new(ErrorKind::Tensor, "the loss does not depend on the pass's log-probs")
-                .hint("compute it from `per_token_logps()` with operations that keep the graph")
+        let (leaf, from) = match &self.top {
+            Top::Logps(_) => ("log-prob", "per_token_logps()"),
+            Top::Hidden(..) => ("hidden state", "hidden()` or `scores()"),
+        };
+        let dleaf = store.get(&self.leaf).ok_or_else(|| {
+            Error::new(ErrorKind::Tensor, format!("the loss does not depend on the pass's {leaf}s"))
+                .hint(format!("compute it from `{from}` with operations that keep the graph"))
         })?;
-        let dlogps = dlogps.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        if let Some(bad) = dlogps.iter().find(|g| !g.is_finite()) {
+        let host = dleaf.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        if let Some(bad) = host.iter().find(|g| !g.is_finite()) {
             return Err(Error::new(
                 ErrorKind::Numeric,
-                format!("the loss has the gradient `{bad}` with respect to a log-prob"),
+                format!("the loss has the gradient `{bad}` with respect to a {leaf}"),
             ));
         }
-        on_a_worker(|| self.run_backward(&dlogps, grads, done))
+        if let (Top::Hidden(_, Some(var)), Some(score)) = (&self.top, &self.model.score)
+            && let (Some(dscore), Some(grad)) = (store.get(var), score.grad(grads))
+        {
+            accumulate(grad, dscore)?;
+        }
+        on_a_worker(|| self.run_backward(dleaf, &host, grads, done))
     }
 
     fn run_backward(
         self,
-        dlogps: &[f64],
+        dleaf: &Tensor,
+        host: &[f64],
         grads: &Grads,
         mut done: impl FnMut(&[&Param]) -> Result<()>,
     ) -> Result<()> {
-        let Self { model, batch, options, angles, mut blocks, head, .. } = self;
+        let Self { model, batch, options, angles, mut blocks, top, .. } = self;
         let at = model.surroundings(batch, &angles, options.mode);
         let mut finished = |params: &mut dyn Iterator<Item = &Param>| {
             let trained: Vec<&Param> = params.filter(|param| param.is_trained()).collect();
             done(&trained)
         };
-        let d = head.backward(model, batch.len(), dlogps, grads)?;
-        finished(&mut std::iter::once(&model.norm).chain(&model.head))?;
+        let d = match top {
+            Top::Logps(head) => head.backward(model, batch.len(), host, grads)?,
+            Top::Hidden(normed, _) => normed.backward(model, batch.len(), dleaf, grads)?,
+        };
+        finished(&mut std::iter::once(&model.norm).chain(model.top()))?;
         let lowest = model.lowest_trained_block();
         let first = lowest.unwrap_or(0);
         for (index, block) in model.blocks.iter().enumerate().skip(first).rev() {
@@ -365,8 +408,7 @@ impl Pass<'_> {
             finished(&mut block.params().into_iter())?;
         }
         if let Some(dembed) = model.embed.grad(grads) {
-            let padding = model.config.pad_token_id;
-            embedding::backward(&model.ctx, &batch.tokens, padding, &d, dembed)?;
+            embedding::backward(&model.ctx, &batch.tokens, model.padding, &d, dembed)?;
         }
         finished(&mut std::iter::once(&model.embed))
     }

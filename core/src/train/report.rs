@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::files::atomic_write;
 use super::metrics::{self, StepMetrics};
 use super::run_dir::RunFiles;
-use super::summary::{Figure, LedgerCount, Prediction, Sample, Summary};
+use super::summary::{CalibrationBin, Figure, LedgerCount, Prediction, Sample, Summary};
 use crate::{Error, Result};
 
 const TEMPLATE: &str = include_str!("report.html");
@@ -40,6 +40,8 @@ pub struct Report {
     pub config_toml: String,
     /// The plan's figures beside the facts.
     pub prediction: Vec<Prediction>,
+    /// How far the model's confidence can be trusted.
+    pub calibration: Vec<CalibrationBin>,
 }
 
 /// One line of one chart.
@@ -107,6 +109,7 @@ impl Report {
             ledger,
             config_toml,
             prediction: summary.prediction,
+            calibration: summary.calibration,
         })
     }
 
@@ -149,6 +152,7 @@ impl Report {
                 ledger => self.ledger,
                 config_toml => self.config_toml,
                 prediction => self.prediction,
+                calibration => self.calibration,
                 version => env!("CARGO_PKG_VERSION"),
                 script => SCRIPT,
             })

@@ -36,6 +36,7 @@ fn evil_report() -> Report {
         },
         config_toml: evil(),
         prediction: vec![Prediction { name: evil(), predicted: evil(), measured: evil() }],
+        calibration: vec![CalibrationBin { from: 0.5, to: 0.55, ..CalibrationBin::default() }],
     }
 }
 
@@ -314,6 +315,7 @@ fn a_report_to_look_at() {
             predicted("time", "2 min 20 s", "2 min 31 s"),
             predicted("time to the first step", "0.4 s", "0.3 s"),
         ],
+        calibration: Vec::new(),
     };
     let page = report.render().unwrap();
     assert!(page.len() < 400_000, "{} bytes", page.len());

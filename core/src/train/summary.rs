@@ -24,6 +24,23 @@ pub struct Summary {
     pub ledger: Vec<LedgerCount>,
     /// The plan's figures beside what was measured.
     pub prediction: Vec<Prediction>,
+    /// How far the model's confidence can be trusted; empty where it says none.
+    pub calibration: Vec<CalibrationBin>,
+}
+
+/// Judgements of about the same confidence (a bar of a reliability diagram).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationBin {
+    /// Least confidence.
+    pub from: f64,
+    /// Most confidence.
+    pub to: f64,
+    /// How many judgements.
+    pub count: usize,
+    /// Their mean confidence; 0 where there are none.
+    pub confidence: f64,
+    /// Share of them that were right; 0 where there are none.
+    pub accuracy: f64,
 }
 
 /// A figure worth a large type.

@@ -3,7 +3,7 @@
 use candle_core::DType;
 use halter_core::model::weights::StoredTensor;
 use halter_core::model::weights::adapter::{
-    Adapter, AdapterConfig, Factor, TargetModules, write_adapter,
+    Adapter, AdapterConfig, Part, TargetModules, write_adapter,
 };
 use halter_core::model::weights::export::ParamData;
 use serde_json::json;
@@ -19,25 +19,26 @@ fn lora(targets: TargetModules) -> AdapterConfig {
         dropout: 0.05,
         base_model: Some("base".into()),
         revision: Some("v2".into()),
+        with_score: false,
     }
 }
 
 /// A value that says which factor of which layer it belongs to.
-fn mark(module: &str, factor: Factor) -> f32 {
-    module.len() as f32 + if factor == Factor::A { 0.25 } else { 0.5 }
+fn mark(module: &str, factor: Part) -> f32 {
+    module.len() as f32 + if factor == Part::A { 0.25 } else { 0.5 }
 }
 
-fn constant(
-    adapter: &AdapterConfig,
-    module: &str,
-    factor: Factor,
-) -> halter_core::Result<ParamData> {
+fn constant(adapter: &AdapterConfig, module: &str, factor: Part) -> halter_core::Result<ParamData> {
     let model = config(&tiny_json("llama"));
     let modules = adapter.modules(&model).unwrap();
-    let (_, out, input) = modules.iter().find(|(path, ..)| path == module).unwrap();
+    let (out, input) = modules
+        .iter()
+        .find(|(path, ..)| path == module)
+        .map_or((1, model.hidden_size), |(_, out, input)| (*out, *input));
     let shape = match factor {
-        Factor::A => [adapter.rank, *input],
-        Factor::B => [*out, adapter.rank],
+        Part::A => [adapter.rank, input],
+        Part::B => [out, adapter.rank],
+        Part::Whole => [out, input],
     };
     let values = vec![mark(module, factor); shape[0] * shape[1]];
     StoredTensor::from_f32("", &shape, &values).map(ParamData::Stored)
@@ -57,13 +58,31 @@ fn an_adapter_opens_again_as_it_was_written() {
         assert_eq!(read.factors.len(), count);
         for (module, factors) in &read.factors {
             let first = |tensor: &StoredTensor| tensor.to_vec().unwrap()[0];
-            assert_eq!(first(&factors.a), mark(module, Factor::A));
-            assert_eq!(first(&factors.b), mark(module, Factor::B));
+            assert_eq!(first(&factors.a), mark(module, Part::A));
+            assert_eq!(first(&factors.b), mark(module, Part::B));
             assert_eq!(factors.a.shape()[0], 4);
         }
         let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
         assert!(text.contains(r#""peft_type": "LORA""#), "{text}");
     }
+}
+
+#[test]
+fn the_value_head_of_a_reward_model_goes_with_its_adapter() {
+    let model = config(&tiny_json("llama"));
+    let dir = tempfile::tempdir().unwrap();
+    let lora = AdapterConfig { with_score: true, ..lora(TargetModules::AllLinear) };
+    let get = |module: &str, part| constant(&lora, module, part);
+    write_adapter(dir.path(), &lora, &model, DType::F32, get).unwrap();
+    let read = Adapter::open(dir.path(), &model).unwrap();
+    assert_eq!(read.config, lora);
+    let score = read.score.unwrap();
+    assert_eq!(score.shape(), [1, model.hidden_size]);
+    assert_eq!(score.name(), "base_model.model.score.weight", "as PEFT names it");
+    let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["modules_to_save"], serde_json::json!(["score"]));
+    assert_eq!(json["task_type"], "SEQ_CLS");
 }
 
 #[test]

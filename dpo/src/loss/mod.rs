@@ -15,7 +15,6 @@ pub mod length;
 mod moments;
 pub mod paired;
 pub mod reference_free;
-mod stable;
 mod sum;
 pub mod unpaired;
 

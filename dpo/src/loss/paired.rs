@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use halter_core::Result;
 
-use super::stable::{log_sigmoid, sigmoid as logistic};
+use halter_core::train::stable::{log_sigmoid, sigmoid as logistic};
 
 /// −(1 − ε) ln σ(margin) − ε ln σ(−margin), where `label_smoothing` ε is the share of labels that
 /// are thought to be wrong.

@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 use halter_core::Result;
 
-use super::stable::{log_odds, log_sigmoid};
 use super::{Sums, paired};
+use halter_core::train::stable::{log_odds, log_sigmoid};
 
 /// [`paired::sigmoid`] of `beta` · (chosen − rejected) − `gamma`, of log-probs per token.
 ///

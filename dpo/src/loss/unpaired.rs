@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use halter_core::{Error, Result};
 
 use super::check_length_of;
-use super::stable::sigmoid;
+use halter_core::train::stable::sigmoid;
 
 /// A loss of single completions, under the name that TRL has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -263,13 +263,13 @@ impl Walk<'_> {
                 self.text(text);
                 "text"
             }
-            Record::Preference { prompt, chosen, rejected } => {
+            Record::Preference { prompt, chosen, rejected, .. } => {
                 prompt.iter().for_each(|prompt| self.turn(prompt));
                 self.turn(chosen);
                 self.turn(rejected);
                 "preference"
             }
-            Record::Ranked { prompt, completions } => {
+            Record::Ranked { prompt, completions, .. } => {
                 self.turn(prompt);
                 completions.iter().for_each(|completion| self.turn(completion));
                 "ranked"
@@ -287,7 +287,7 @@ impl Walk<'_> {
                 });
                 "tokenized"
             }
-            Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids } => {
+            Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids, .. } => {
                 [prompt_ids, chosen_ids, rejected_ids].into_iter().for_each(|ids| self.ids(ids));
                 "tokenized preference"
             }

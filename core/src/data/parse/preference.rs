@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::chat;
 use super::prompt::{agree, any_prompt, as_messages, completion, prompt};
 use super::value::{expected, present, required};
-use crate::data::record::{Record, Turn};
+use crate::data::record::{Comparison, Record, Turn};
 use crate::{Error, Result};
 
 /// Refuses a column that these records could not carry to the template.
@@ -30,16 +30,17 @@ pub(super) fn preference(row: &Map<String, Value>) -> Result<Record> {
             completion(required(row, column)?, column)
         });
     let (chosen, rejected) = (chosen?, rejected?);
+    let comparison = Comparison::of(row);
     match any_prompt(row)? {
         Some(prompt) if !(repeats(&prompt, &chosen) && repeats(&prompt, &rejected)) => {
             let (prompt, [chosen, rejected]) = agree(prompt, [chosen, rejected]);
-            Ok(Record::Preference { prompt: Some(prompt), chosen, rejected })
+            Ok(Record::Preference { prompt: Some(prompt), chosen, rejected, comparison })
         }
         // Where both completions begin with the prompt again (UltraFeedback's files), it is the
         // one that they share.
         _ => match (&chosen, &rejected) {
             (Turn::Text(_), Turn::Text(_)) | (Turn::Messages(_), Turn::Messages(_)) => {
-                Ok(Record::Preference { prompt: None, chosen, rejected })
+                Ok(Record::Preference { prompt: None, chosen, rejected, comparison })
             }
             _ => Err(Error::data(
                 "expected `chosen` and `rejected` to be both text or both messages",
@@ -84,7 +85,7 @@ pub(super) fn ranked(row: &Map<String, Value>) -> Result<Record> {
         prompt = as_messages(prompt, "user");
         completions = completions.into_iter().map(|turn| as_messages(turn, "assistant")).collect();
     }
-    Ok(Record::Ranked { prompt, completions })
+    Ok(Record::Ranked { prompt, completions, comparison: Comparison::of(row) })
 }
 
 /// A completion with a verdict: `prompt`, `completion`, `label`; or a conversation whose last turn

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::data::record::{Message, Turn};
+use crate::data::record::{Comparison, Message, Turn};
 
 fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
@@ -138,8 +138,12 @@ fn prompt_and_completion_are_text_or_messages() {
 
 #[test]
 fn preferences_are_read_in_every_layout() {
-    let pair =
-        |prompt: Option<Turn>, chosen, rejected| Record::Preference { prompt, chosen, rejected };
+    let pair = |prompt: Option<Turn>, chosen, rejected| Record::Preference {
+        prompt,
+        chosen,
+        rejected,
+        comparison: Comparison::default(),
+    };
     let turns = |turns: &[(&str, &str)]| Turn::Messages(messages(turns));
     let asked = || Some(turns(&[("user", "q")]));
     let (good, bad) = (|| turns(&[("assistant", "g")]), || turns(&[("assistant", "b")]));
@@ -181,7 +185,11 @@ fn prompts_alone_are_read_but_not_halves_of_a_pair() {
 
 #[test]
 fn ranked_lists_and_judged_completions_are_read() {
-    let ranked = Record::Ranked { prompt: text("q"), completions: vec![text("a"), text("b")] };
+    let ranked = Record::Ranked {
+        prompt: text("q"),
+        completions: vec![text("a"), text("b")],
+        comparison: Comparison::default(),
+    };
     let row = json!({"prompt": "q", "completions": ["a", "b"]});
     assert_eq!(read(row), (Format::Ranked, ranked));
     let judged = Record::Unpaired { prompt: text("q"), completion: text("a"), label: true };
@@ -225,6 +233,7 @@ fn tokenized_rows_take_their_mask_from_any_of_its_spellings() {
         prompt_ids: vec![1],
         chosen_ids: vec![2, 3],
         rejected_ids: vec![4],
+        comparison: Comparison::default(),
     };
     let row = json!({"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]});
     assert_eq!(read(row), (Format::TokenizedPreference, pair));

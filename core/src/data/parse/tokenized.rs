@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::value::{expected, present, required};
-use crate::data::record::Record;
+use crate::data::record::{Comparison, Record};
 use crate::{Error, Result};
 
 /// A row of `input_ids`, perhaps with `completion_mask`, `assistant_masks` or `labels`.
@@ -48,7 +48,8 @@ pub(super) fn tokenized_preference(row: &Map<String, Value>) -> Result<Record> {
             return Err(Error::data(format!("`{column}` is empty")));
         }
     }
-    Ok(Record::TokenizedPreference { prompt_ids: prompt_ids?, chosen_ids, rejected_ids })
+    let (prompt_ids, comparison) = (prompt_ids?, Comparison::of(row));
+    Ok(Record::TokenizedPreference { prompt_ids, chosen_ids, rejected_ids, comparison })
 }
 
 fn array<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a [Value]> {

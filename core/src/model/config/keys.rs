@@ -1,6 +1,6 @@
 //! Which keys of a `config.json` decide the computation, and which can be passed over.
 
-use super::Family;
+use super::{Family, Head};
 
 /// Keys that the reader interprets itself.
 pub(super) const READ: &[&str] = &[
@@ -165,12 +165,16 @@ impl Family {
     }
 
     /// Its class in `architectures`.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
+    pub fn architecture(self, head: Head) -> &'static str {
+        match (self, head) {
+            (Self::Llama, Head::Language) => "LlamaForCausalLM",
+            (Self::Mistral, Head::Language) => "MistralForCausalLM",
+            (Self::Qwen2, Head::Language) => "Qwen2ForCausalLM",
+            (Self::Qwen3, Head::Language) => "Qwen3ForCausalLM",
+            (Self::Llama, Head::Score) => "LlamaForSequenceClassification",
+            (Self::Mistral, Head::Score) => "MistralForSequenceClassification",
+            (Self::Qwen2, Head::Score) => "Qwen2ForSequenceClassification",
+            (Self::Qwen3, Head::Score) => "Qwen3ForSequenceClassification",
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Family, ModelConfig, keys, rope};
+use super::{Family, Head, ModelConfig, keys, rope};
 use crate::{Error, Result};
 
 /// Nothing that exists comes near these; beyond them a file lies.
@@ -134,6 +134,7 @@ impl ModelConfig {
         let (rope_theta, rope_scaling) = rope::read(&fields)?;
         let config = Self {
             family,
+            head: head(&fields, family)?,
             vocab_size: fields.count("vocab_size", MAX_WIDTH)?,
             hidden_size,
             intermediate_size: fields.count("intermediate_size", MAX_WIDTH)?,
@@ -228,7 +229,7 @@ impl ModelConfig {
 }
 
 fn family(fields: &Fields<'_>) -> Result<Family> {
-    let family = match fields.text("model_type")? {
+    Ok(match fields.text("model_type")? {
         Some("llama") => Family::Llama,
         Some("mistral") => Family::Mistral,
         Some("qwen2") => Family::Qwen2,
@@ -239,21 +240,34 @@ fn family(fields: &Fields<'_>) -> Result<Family> {
             )));
         }
         None => return Err(fields.error("`model_type` is missing")),
-    };
-    match fields.get("architectures") {
-        None => {}
-        Some(Value::Array(names)) => {
-            if let Some(name) = names.iter().find(|name| *name != family.architecture()) {
-                return Err(fields.error(format!(
-                    "`architectures` holds {}: expected `{}`",
-                    brief(name),
-                    family.architecture()
-                )));
-            }
-        }
+    })
+}
+
+fn head(fields: &Fields<'_>, family: Family) -> Result<Head> {
+    let names = match fields.get("architectures") {
+        None => return Ok(Head::Language),
+        Some(Value::Array(names)) => names,
         Some(other) => return Err(fields.wrong("architectures", "a list", other)),
+    };
+    let [language, score] = [Head::Language, Head::Score].map(|head| family.architecture(head));
+    if !names.is_empty() && names.iter().all(|name| *name == score) {
+        let listed = fields.get("id2label").and_then(Value::as_object).map(|labels| labels.len());
+        let stated = fields.optional_count("num_labels", MAX_WIDTH)?;
+        // Two is what transformers assumes where nothing is said.
+        return match listed.or(stated).unwrap_or(2) {
+            1 => Ok(Head::Score),
+            labels => Err(fields.error(format!(
+                "a classifier of `{labels}` labels: expected one (a reward model)"
+            ))),
+        };
     }
-    Ok(family)
+    match names.iter().find(|name| **name != language) {
+        None => Ok(Head::Language),
+        Some(name) => Err(fields.error(format!(
+            "`architectures` holds {}: expected `{language}`, or `{score}` with one label",
+            brief(name)
+        ))),
+    }
 }
 
 /// Refuses keys that would change the computation.

@@ -3,7 +3,7 @@
 use candle_core::DType;
 use serde_json::{Map, Value, json};
 
-use super::{Family, ModelConfig, RopeScaling, keys};
+use super::{Family, Head, ModelConfig, RopeScaling, keys};
 use crate::{Error, Result};
 
 impl ModelConfig {
@@ -27,12 +27,17 @@ impl ModelConfig {
             }
         };
         let mut map = self.raw.clone();
+        if self.head == Head::Score && !map.is_empty() {
+            map.extend(self.score_keys());
+        }
         if map.is_empty() || !self.is_described_by(&map) {
             map = self.made_from_fields();
-            let kept = |key: &str| keys::HARMLESS.contains(&key);
-            map.extend(
-                self.raw.iter().filter(|(k, _)| kept(k)).map(|(k, v)| (k.clone(), v.clone())),
-            );
+            let kept = |key: &str| keys::HARMLESS.contains(&key) && !map.contains_key(key);
+            let harmless: Map<String, Value> = (self.raw.iter())
+                .filter(|(key, _)| kept(key))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            map.extend(harmless);
             if !self.is_described_by(&map) {
                 return Err(Error::model(format!(
                     "a `{}` configuration cannot express this model",
@@ -59,12 +64,23 @@ impl ModelConfig {
         }
     }
 
+    /// What makes a reward model of a `config.json`.
+    fn score_keys(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        let name = self.family.architecture(Head::Score);
+        map.insert("architectures".into(), json!([name]));
+        map.insert("id2label".into(), json!({ "0": "LABEL_0" }));
+        map.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+        map.insert("pad_token_id".into(), json!(self.pad_token_id));
+        map
+    }
+
     fn made_from_fields(&self) -> Map<String, Value> {
         let mut map = Map::new();
         let mut set = |key: &str, value: Value| {
             map.insert(key.into(), value);
         };
-        set("architectures", json!([self.family.architecture()]));
+        set("architectures", json!([self.family.architecture(self.head)]));
         set("model_type", self.family.model_type().into());
         set("vocab_size", self.vocab_size.into());
         set("hidden_size", self.hidden_size.into());
@@ -110,6 +126,9 @@ impl ModelConfig {
         };
         set("eos_token_id", eos);
         set("pad_token_id", json!(self.pad_token_id));
+        if self.head == Head::Score {
+            map.extend(self.score_keys());
+        }
         map
     }
 }

@@ -17,6 +17,8 @@ use crate::{Error, Result};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
+/// PEFT's name for what a reward model does.
+const SCORE_TASK: &str = "SEQ_CLS";
 
 /// Keys that are read, and keys that say nothing about the computation.
 const KNOWN: &[&str] = &[
@@ -64,6 +66,8 @@ pub struct AdapterConfig {
     pub base_model: Option<String>,
     /// That model's revision on the hub, where one was named.
     pub revision: Option<String>,
+    /// Whether a reward model's value head is saved with it (PEFT's `modules_to_save`).
+    pub with_score: bool,
 }
 
 impl Default for AdapterConfig {
@@ -77,6 +81,7 @@ impl Default for AdapterConfig {
             dropout: 0.0,
             base_model: None,
             revision: None,
+            with_score: false,
         }
     }
 }
@@ -171,6 +176,7 @@ impl AdapterConfig {
             dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number from 0 up to 1"))?,
             base_model: text("base_model_name_or_path"),
             revision: text("revision"),
+            with_score: map.get("task_type").is_some_and(|task| task == SCORE_TASK),
         })
     }
 
@@ -192,13 +198,13 @@ impl AdapterConfig {
             "layers_to_transform": null,
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
-            "modules_to_save": null,
+            "modules_to_save": self.with_score.then_some(["score"]),
             "peft_type": "LORA",
             "r": self.rank,
             "rank_pattern": {},
             "revision": self.revision,
             "target_modules": modules,
-            "task_type": "CAUSAL_LM",
+            "task_type": if self.with_score { SCORE_TASK } else { "CAUSAL_LM" },
             "use_dora": false,
             "use_rslora": self.use_rslora,
         })
@@ -232,7 +238,13 @@ fn refuse_unknown(map: &Map<String, Value>) -> Result<()> {
         )));
     }
     expect("bias", &|v| v == "none", "`none`")?;
-    expect("task_type", &|v| v == "CAUSAL_LM", "`CAUSAL_LM`")?;
+    expect("task_type", &|v| v == "CAUSAL_LM" || v == SCORE_TASK, "`CAUSAL_LM` or `SEQ_CLS`")?;
+    let is_score = map.get("task_type").is_some_and(|task| task == SCORE_TASK);
+    // PEFT notes both names that a classifier's head may have.
+    let heads = |v: &Value| {
+        let is_head = |name: &Value| name == "score" || name == "classifier";
+        is_score && v.as_array().is_some_and(|names| names.iter().all(is_head))
+    };
     // The others change the base's weights when an adapter is loaded.
     expect("init_lora_weights", &|v| v.is_boolean() || v == "gaussian", "`true` or `gaussian`")?;
     for (key, value) in map {
@@ -242,7 +254,7 @@ fn refuse_unknown(map: &Map<String, Value>) -> Result<()> {
             Value::Object(items) => items.is_empty(),
             _ => false,
         };
-        if empty || KNOWN.contains(&key.as_str()) {
+        if empty || KNOWN.contains(&key.as_str()) || (key == "modules_to_save" && heads(value)) {
             continue;
         }
         let error = Error::model(format!(
@@ -274,6 +286,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// Factors by the path of their layer, e.g. `model.layers.0.self_attn.q_proj`.
     pub factors: BTreeMap<String, LoraFactors>,
+    /// A reward model's value head, `(1, hidden)`.
+    pub score: Option<StoredTensor>,
     /// Tokenizer, template and generation settings that are saved beside it.
     pub side_files: Vec<SideFile>,
 }
@@ -303,23 +317,27 @@ impl Adapter {
             .collect();
         let modules = config.modules(model).map_err(|e| e.in_file(&config_path))?;
         let mut factors = BTreeMap::new();
+        let mut take = |spec: &ParamSpec| {
+            let tensor = stored.remove(&spec.name).ok_or_else(|| {
+                Error::model(format!("`{}` is missing", spec.name)).in_file(&path)
+            })?;
+            if tensor.shape() != spec.shape {
+                return Err(Error::model(format!(
+                    "`{}` has the shape {:?}: expected {:?} from the model and rank {}",
+                    spec.name,
+                    tensor.shape(),
+                    spec.shape,
+                    config.rank
+                ))
+                .in_file(&path));
+            }
+            Ok(tensor)
+        };
+        let score = match config.with_score {
+            true => Some(take(&score_spec(model))?),
+            false => None,
+        };
         for (module, out, input) in modules {
-            let mut take = |spec: &ParamSpec| {
-                let tensor = stored.remove(&spec.name).ok_or_else(|| {
-                    Error::model(format!("`{}` is missing", spec.name)).in_file(&path)
-                })?;
-                if tensor.shape() != spec.shape {
-                    return Err(Error::model(format!(
-                        "`{}` has the shape {:?}: expected {:?} from the model and rank {}",
-                        spec.name,
-                        tensor.shape(),
-                        spec.shape,
-                        config.rank
-                    ))
-                    .in_file(&path));
-                }
-                Ok(tensor)
-            };
             let [a, b] = specs(&module, out, input, config.rank);
             factors.insert(module, LoraFactors { a: take(&a)?, b: take(&b)? });
         }
@@ -331,7 +349,7 @@ impl Adapter {
             ))
             .in_file(&path));
         }
-        Ok(Self { config, factors, side_files: TextFiles::templates_of(dir)?.side_files })
+        Ok(Self { config, factors, score, side_files: TextFiles::templates_of(dir)?.side_files })
     }
 }
 
@@ -344,17 +362,23 @@ fn specs(module: &str, out: usize, input: usize, rank: usize) -> [ParamSpec; 2] 
     ]
 }
 
-/// Which of the two factors is asked for.
+fn score_spec(model: &ModelConfig) -> ParamSpec {
+    ParamSpec { name: format!("{PREFIX}score.weight"), shape: vec![1, model.hidden_size] }
+}
+
+/// Which part of a module is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Factor {
+pub enum Part {
     /// `(rank, in)`.
     A,
     /// `(out, rank)`.
     B,
+    /// All of it: a reward model's value head, `(1, hidden)`.
+    Whole,
 }
 
 /// Writes an adapter into `dir`, which is made if need be. `get` is asked for both factors of
-/// each targeted layer by the layer's path. As with a model's export, the files appear whole.
+/// each targeted layer by the layer's path, and for the value head where it belongs to the adapter. As with a model's export, the files appear whole.
 ///
 /// # Errors
 /// A target that the model does not have, a directory that cannot be written, factors of the wrong
@@ -364,21 +388,26 @@ pub fn write_adapter(
     config: &AdapterConfig,
     model: &ModelConfig,
     dtype: DType,
-    mut get: impl FnMut(&str, Factor) -> Result<ParamData>,
+    mut get: impl FnMut(&str, Part) -> Result<ParamData>,
 ) -> Result<Vec<PathBuf>> {
     let dir = dir.as_ref();
     let mut params = Vec::new();
     let mut asked = BTreeMap::new();
     for (module, out, input) in config.modules(model)? {
-        for (spec, factor) in
-            specs(&module, out, input, config.rank).into_iter().zip([Factor::A, Factor::B])
+        for (spec, part) in
+            specs(&module, out, input, config.rank).into_iter().zip([Part::A, Part::B])
         {
-            asked.insert(spec.name.clone(), (module.clone(), factor));
+            asked.insert(spec.name.clone(), (module.clone(), part));
             params.push(spec);
         }
     }
+    if config.with_score {
+        let spec = score_spec(model);
+        asked.insert(spec.name.clone(), ("score".to_string(), Part::Whole));
+        params.push(spec);
+    }
     let mut by_name = |spec: &ParamSpec| match asked.get(&spec.name) {
-        Some((module, factor)) => get(module, *factor),
+        Some((module, part)) => get(module, *part),
         None => Err(Error::model(format!("unknown factor `{}`", spec.name))),
     };
     let new_dir = make_dir(dir)?;

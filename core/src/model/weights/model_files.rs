@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::files::WeightFiles;
 use super::gguf::Gguf;
 use super::hub::{self, HubOptions};
 use super::text_files::TextFiles;
 use crate::model::config::ModelConfig;
+use crate::text::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// A model's configuration, weights and tokenizer. Weights are mapped, not read.
@@ -74,6 +77,17 @@ impl ModelFiles {
     /// Whether it was fetched from a hub rather than found on disk.
     pub fn is_from_hub(&self) -> bool {
         Path::new(&self.spec) != self.path
+    }
+
+    /// The token that batches are padded with where the configuration names none, as TRL chooses it.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be used.
+    pub fn padding(&self) -> Result<Option<u32>> {
+        let config = Value::Object(self.text.tokenizer_config.clone());
+        let eos_ids = &self.config.eos_token_ids;
+        let tokenizer = Tokenizer::new(self.text.tokenizer()?.clone(), Some(&config), eos_ids)?;
+        Ok(tokenizer.pad_id().or(tokenizer.eos_id()))
     }
 
     fn open_dir(spec: &str, dir: &Path, tokenizer: Option<&Path>) -> Result<Self> {

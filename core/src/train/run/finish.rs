@@ -1,13 +1,14 @@
 //! What a finished run leaves: export, model card, summary and report.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::data::dataset::Dataset;
 use crate::memory::plan::gigabytes;
 use crate::memory::system::peak_memory;
+use crate::model::config::Head;
 use crate::model::param::Param;
 use crate::model::weights::WeightFiles;
-use crate::model::weights::adapter::{AdapterConfig, Factor, write_adapter};
+use crate::model::weights::adapter::{Adapter, AdapterConfig, Part, write_adapter};
 use crate::model::weights::export::{ExportOptions, ParamData, write_model, write_side_files};
 use crate::train::card::{Card, Named};
 use crate::train::progress::{Progress, counted};
@@ -20,7 +21,7 @@ use serde::Serialize;
 use super::evaluation::Answers;
 use super::prepare::Prepared;
 use super::state::State;
-use crate::train::method::Method;
+use crate::train::method::{Figures, Method};
 
 /// A run after its last step.
 pub(super) struct Finished<'a, M: Method> {
@@ -28,8 +29,8 @@ pub(super) struct Finished<'a, M: Method> {
     pub prepared: &'a Prepared<M>,
     /// Where it stands.
     pub state: &'a State,
-    /// Evaluation loss.
-    pub loss_after: Option<f64>,
+    /// Figures of the held-out rows.
+    pub held_out: Option<Figures>,
     /// Answers to the evaluation's prompts.
     pub answers_after: Answers,
 }
@@ -55,6 +56,8 @@ pub struct Outcome {
     pub eval_loss: (Option<f64>, Option<f64>),
     /// Accuracy of the answers before and after.
     pub accuracy: (Option<f64>, Option<f64>),
+    /// The method's own figures of the held-out rows.
+    pub evaluation: BTreeMap<String, f64>,
 }
 
 /// Writes what the run leaves, and reads the export again.
@@ -81,8 +84,9 @@ pub(super) fn finish<M: Method>(
         tokens_per_second: run.state.tokens as f64 / seconds,
         peak_memory: peak_memory(),
         predicted_memory: run.prepared.plan.peak_bytes(),
-        eval_loss: (run.state.loss_before, run.loss_after),
+        eval_loss: (run.state.loss_before, run.held_out.as_ref().map(Figures::loss)),
         accuracy: (before.accuracy(), run.answers_after.accuracy()),
+        evaluation: run.held_out.iter().flat_map(Figures::own).map(owned).collect(),
     };
     let summary = summary(&run, &outcome, &before);
     summary.write(&dir.summary())?;
@@ -94,6 +98,10 @@ pub(super) fn finish<M: Method>(
     progress.note(&run.state.ledger.totals.to_string());
     progress.note(&format!("report: {}", dir.report().display()));
     Ok(outcome)
+}
+
+fn owned((key, value): (&str, f64)) -> (String, f64) {
+    (key.to_string(), value)
 }
 
 fn export<M: Method>(run: &Finished<M>, dir: &RunDir, progress: &mut dyn Progress) -> Result<()> {
@@ -111,29 +119,24 @@ fn export<M: Method>(run: &Finished<M>, dir: &RunDir, progress: &mut dyn Progres
         let param = params.get(name).ok_or_else(|| Error::model(format!("no `{name}`")))?;
         Ok(ParamData::Tensor(param.to_f32()?))
     };
-    let root = dir.path();
+    let (root, config) = (dir.path(), &run.prepared.model.config);
     if run.prepared.config.train.is_lora() {
         let adapter = adapter_config(run)?;
-        let factor = |module: &str, factor: Factor| {
-            let side = if factor == Factor::A { "A" } else { "B" };
-            data(&format!("{module}.lora_{side}.weight"))
+        let part = |module: &str, part: Part| match part {
+            Part::A => data(&format!("{module}.lora_A.weight")),
+            Part::B => data(&format!("{module}.lora_B.weight")),
+            Part::Whole => data(&format!("{module}.weight")),
         };
-        write_adapter(
-            root,
-            &adapter,
-            &run.prepared.source.config,
-            candle_core::DType::F32,
-            factor,
-        )?;
+        write_adapter(root, &adapter, config, candle_core::DType::F32, part)?;
         // As PEFT's users know it: what the prompts are made with goes with the adapter. So does
         // where answers stop, for a merge.
         write_side_files(root, &side_files)?;
         return verify_adapter(run, root, &params);
     }
     let options = ExportOptions { dtype, ..ExportOptions::default() };
-    write_model(root, &run.prepared.source.config, &side_files, &options, |spec| data(&spec.name))?;
+    write_model(root, config, &side_files, &options, |spec| data(&spec.name))?;
     let written = WeightFiles::open(root)?;
-    written.check(&run.prepared.source.config)?;
+    written.check(config)?;
     for (name, param) in &params {
         let expected = param.to_f32()?.to_dtype(dtype)?.to_dtype(candle_core::DType::F32)?;
         let found = written.get(name)?.to_tensor(&candle_core::Device::Cpu)?;
@@ -144,8 +147,12 @@ fn export<M: Method>(run: &Finished<M>, dir: &RunDir, progress: &mut dyn Progres
 
 fn adapter_config<M: Method>(run: &Finished<M>) -> Result<AdapterConfig> {
     let config = &run.prepared.config.train;
-    let Some(dir) = &config.adapter else { return Ok(config.adapter_config()) };
+    let with_score = run.prepared.model.config.head == Head::Score;
+    let Some(dir) = &config.adapter else {
+        return Ok(AdapterConfig { with_score, ..config.adapter_config() });
+    };
     let mut adapter = run.prepared.source.adapter(dir)?.config;
+    adapter.with_score = with_score;
     // A revision is one of the model that was named with it.
     if config.revision.is_some() {
         (adapter.base_model, adapter.revision) = (config.model.clone(), config.revision.clone());
@@ -158,7 +165,12 @@ fn verify_adapter<M: Method>(
     root: &std::path::Path,
     params: &HashMap<&str, &Param>,
 ) -> Result<()> {
-    for (module, factors) in &run.prepared.source.adapter(root)?.factors {
+    let written = Adapter::open(root, &run.prepared.model.config)?;
+    if let Some(score) = &written.score {
+        let param = run.prepared.model.score.as_ref().ok_or_else(|| Error::model("no score"))?;
+        same(param.name(), &score.to_tensor(&candle_core::Device::Cpu)?, &param.to_f32()?)?;
+    }
+    for (module, factors) in &written.factors {
         for (side, stored) in [("A", &factors.a), ("B", &factors.b)] {
             let name = format!("{module}.lora_{side}.weight");
             let param =
@@ -202,6 +214,15 @@ fn summary<M: Method>(run: &Finished<M>, outcome: &Outcome, before: &Answers) ->
             detail: counted(run.prepared.evaluation.rows().len(), "held-out row"),
         });
     }
+    let told = run.held_out.iter().flat_map(|figures| figures.told(M::TOLD));
+    for (index, (key, after)) in told.enumerate() {
+        let before = run.state.told_before.get(index);
+        headline.push(Figure {
+            name: key.replace('_', " "),
+            value: arrow(before.map(|before| format!("{before:.3}")), format!("{after:.3}")),
+            detail: "held-out rows".into(),
+        });
+    }
     headline.push(Figure {
         name: "tokens per second".into(),
         value: format!("{:.0}", outcome.tokens_per_second),
@@ -240,6 +261,7 @@ fn summary<M: Method>(run: &Finished<M>, outcome: &Outcome, before: &Answers) ->
                 measured: format!("{:.2}", run.state.seconds / steps),
             },
         ],
+        calibration: run.held_out.iter().flat_map(|figures| figures.calibration.clone()).collect(),
     }
 }
 
@@ -303,6 +325,7 @@ fn card<M: Method>(run: &Finished<M>, summary: &Summary) -> Card {
         description: M::DESCRIPTION.sentence.into(),
         tags: if config.is_lora() { vec!["lora".into()] } else { Vec::new() },
         is_adapter: config.is_lora(),
+        is_reward_model: M::HEAD == Head::Score,
         license: String::new(),
         license_notes: Vec::new(),
         hyper_parameters: vec![

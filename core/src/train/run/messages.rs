@@ -18,10 +18,18 @@ pub fn describe(line: &StepMetrics) -> String {
 }
 
 /// How the model does `before` or `after` training.
-pub fn report_evaluation(when: &str, loss: Option<f64>, answers: &Answers) -> String {
+pub fn report_evaluation(
+    when: &str,
+    loss: Option<f64>,
+    told: &[(&str, f64)],
+    answers: &Answers,
+) -> String {
     let mut line = format!("evaluation {when} training:");
     if let Some(loss) = loss {
         line += &format!(" loss {loss:.4}");
+    }
+    for (key, value) in told {
+        line += &format!(", {} {value:.4}", key.replace('_', " "));
     }
     let (right, verified) = answers.score();
     if let Some(accuracy) = answers.accuracy() {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::data::encoded::TokenCount;
 use crate::memory::plan::{Plan, PlanInput};
-use crate::model::{Base, Decoder};
+use crate::model::config::Head;
+use crate::model::{Base, Decoder, init};
 use crate::text::strftime::Moment;
 use crate::train::checkpoint::CheckpointStore;
 use crate::train::config::{Config, TrainConfig};
@@ -13,7 +14,7 @@ use crate::train::method::{Figures, Method, RowEncoder};
 use crate::train::progress::{Progress, counted};
 use crate::train::run_dir::{RunFiles, Start};
 use crate::train::source::{Source, SourceSpec};
-use crate::{Result, device};
+use crate::{Error, Result, device};
 
 use super::beginning::Beginning;
 use super::data::Data;
@@ -88,6 +89,7 @@ impl<M: Method> Prepared<M> {
             }
             None => model.train_where(|_| true)?,
         }
+        fit_head::<M>(&mut model, &source, config.seed)?;
         let rows_per_epoch = data.mixture.rows_per_epoch() as f64;
         let total_steps = config.max_steps.unwrap_or_else(|| {
             (rows_per_epoch * config.epochs / config.batch_size as f64).ceil().max(1.0) as u64
@@ -186,6 +188,31 @@ impl<M: Method> Prepared<M> {
             seconds,
             gigabytes(self.plan.peak_bytes())
         ));
+    }
+}
+
+/// Gives the model the head that the method trains.
+fn fit_head<M: Method>(model: &mut Decoder, source: &Source, seed: u64) -> Result<()> {
+    match (M::HEAD, model.config.head) {
+        (Head::Language, Head::Score) => {
+            Err(Error::model("the model is a reward model, which says nothing of the next token")
+                .hint("give the language model that it was made from"))
+        }
+        (Head::Score, _) => {
+            let score = match &model.score {
+                Some(score) => score.to_f32()?.to_device(model.device())?,
+                None => {
+                    let shape = [1, model.config.hidden_size];
+                    let scale = init::scale(&model.config);
+                    init::tensor("score.weight", &shape, scale, seed, model.device())?
+                }
+            };
+            model.set_score(score)?;
+            let padding = source.tokenizer.pad_id().or(source.tokenizer.eos_id());
+            model.config.pad_token_id = model.config.pad_token_id.or(padding);
+            Ok(())
+        }
+        (Head::Language, Head::Language) => Ok(()),
     }
 }
 

@@ -52,6 +52,9 @@ pub struct State {
     pub method: serde_json::Value,
     /// Evaluation loss before training.
     pub loss_before: Option<f64>,
+    /// The method's own figures that are told of an evaluation, before training.
+    #[serde(default)]
+    pub told_before: Vec<f64>,
     /// Answers before training: text, and whether right.
     pub answers_before: Vec<(String, Option<bool>)>,
 }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::data::ledger::Ledger;
+use crate::model::config::Head;
 use crate::model::param::Grads;
 use crate::ops::dropout::hash;
 use crate::train::checkpoint::CheckpointStore;
@@ -56,8 +57,8 @@ struct Training<'a, M: Method> {
     metrics: MetricsWriter,
     tensorboard: TensorboardWriter,
     store: CheckpointStore,
-    /// Step and loss of the newest evaluation.
-    evaluated: Option<(u64, f64)>,
+    /// Step and figures of the newest evaluation.
+    evaluated: Option<(u64, Figures)>,
     /// Step of the newest checkpoint.
     saved: Option<u64>,
     /// Dropped last: a run that fails before its first step takes its directory with it.
@@ -211,7 +212,7 @@ impl<'a, M: Method> Training<'a, M> {
             supervised_tokens: Some(state.supervised_tokens),
             tokens_per_second: Some(figures.tokens as f64 / seconds),
             seconds: Some(seconds),
-            mean_token_accuracy: Some(figures.token_accuracy()),
+            mean_token_accuracy: (M::HEAD == Head::Language).then(|| figures.token_accuracy()),
             extra: figures.own().map(|(key, value)| (key.to_string(), value)).collect(),
         }))
     }
@@ -324,11 +325,13 @@ impl<'a, M: Method> Training<'a, M> {
                 held_out => held_out?,
             };
             line.extra.insert("eval/loss".into(), held_out.loss());
-            line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
+            if M::HEAD == Head::Language {
+                line.extra.insert("eval/mean_token_accuracy".into(), held_out.token_accuracy());
+            }
             for (key, value) in held_out.own() {
                 line.extra.insert(format!("eval/{key}"), value);
             }
-            self.evaluated = Some((step, held_out.loss()));
+            self.evaluated = Some((step, held_out));
         }
         Ok(Some(line))
     }
@@ -368,19 +371,21 @@ impl<'a, M: Method> Training<'a, M> {
         model.context().pool().release();
 
         let mut answers = Answers::default();
-        let mut loss_after = None;
+        let mut held_out = None;
         if !evaluation.is_empty() {
             let told = |error| tell_interruption(error, Some(state.step));
-            loss_after = match self.evaluated {
-                Some((step, loss)) if step == state.step => Some(loss),
-                _ => Some(prepared.held_out(interrupt).map_err(told)?.loss()),
+            let figures = match self.evaluated {
+                Some((step, figures)) if step == state.step => figures,
+                _ => prepared.held_out(interrupt).map_err(told)?,
             };
             let given = evaluation.answers(model, source, config, progress, interrupt);
             answers = given.map_err(told)?;
-            progress.note(&messages::report_evaluation("after", loss_after, &answers));
+            let (loss, own) = (Some(figures.loss()), figures.told(M::TOLD));
+            progress.note(&messages::report_evaluation("after", loss, &own, &answers));
+            held_out = Some(figures);
         }
         let finished =
-            Finished { prepared: &prepared, state: &state, loss_after, answers_after: answers };
+            Finished { prepared: &prepared, state: &state, held_out, answers_after: answers };
         finish::finish(finished, &dir, progress)
     }
 }
@@ -417,10 +422,13 @@ fn evaluate_before<M: Method>(
 ) -> Result<()> {
     let Prepared { config, source, evaluation, model, .. } = prepared;
     let told = |error| tell_interruption(error, None);
-    state.loss_before = Some(prepared.held_out(interrupt).map_err(told)?.loss());
+    let figures = prepared.held_out(interrupt).map_err(told)?;
+    let own = figures.told(M::TOLD);
+    state.loss_before = Some(figures.loss());
+    state.told_before = own.iter().map(|(_, value)| *value).collect();
     let answers = evaluation.answers(model, source, &config.train, progress, interrupt);
     let answers = answers.map_err(told)?;
-    progress.note(&messages::report_evaluation("before", state.loss_before, &answers));
+    progress.note(&messages::report_evaluation("before", state.loss_before, &own, &answers));
     state.answers_before = answers.completions.into_iter().zip(answers.correct).collect();
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use halter_core::model::weights::adapter::{
-    Adapter, AdapterConfig, Factor, TargetModules, write_adapter,
+    Adapter, AdapterConfig, Part, TargetModules, write_adapter,
 };
 use halter_core::model::weights::export::{ExportOptions, ParamData, SideFile, write_model};
 use halter_core::model::weights::{HubOptions, ModelFiles, StoredTensor, WeightFiles};
@@ -92,7 +92,7 @@ fn what_is_not_an_adapter() {
     case("alphas by layer", set("alpha_pattern", json!({ "q_proj": 8 })));
     case("some layers only", set("layers_to_transform", json!([1])));
     case("an initialisation that changes the base", set("init_lora_weights", json!("pissa")));
-    case("another task", set("task_type", json!("SEQ_CLS")));
+    case("another task", set("task_type", json!("TOKEN_CLS")));
     case("an unknown key", set("new_trick", json!(3)));
 
     let model = config(&tiny_json("llama"));
@@ -103,8 +103,8 @@ fn what_is_not_an_adapter() {
         use_rslora: false,
         ..AdapterConfig::default()
     };
-    let factor = |_: &str, factor: Factor| {
-        let shape = if factor == Factor::A { [2, 64] } else { [64, 2] };
+    let factor = |_: &str, factor: Part| {
+        let shape = if factor == Part::A { [2, 64] } else { [64, 2] };
         StoredTensor::from_f32("", &shape, &[0.5; 128]).map(ParamData::Stored)
     };
     let dir = table.dir();

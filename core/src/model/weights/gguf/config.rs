@@ -5,7 +5,7 @@ use serde_json::Map;
 
 use super::{Gguf, MetaValue, rope};
 use crate::Result;
-use crate::model::config::{Family, ModelConfig};
+use crate::model::config::{Family, Head, ModelConfig};
 
 /// Keys under the architecture that say nothing about the computation, or are read below.
 const KNOWN: &[&str] = &[
@@ -73,6 +73,7 @@ impl Gguf {
         let eps = format!("{arch}.attention.layer_norm_rms_epsilon");
         let mut config = ModelConfig {
             family,
+            head: Head::Language,
             vocab_size: embedding.shape.first().copied().unwrap_or_default(),
             hidden_size,
             intermediate_size: self.size(arch, "feed_forward_length")?,

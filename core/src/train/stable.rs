@@ -4,17 +4,23 @@
 //! starts that equals its reference, and kinks that cancel there must have slopes that do: candle's
 //! `minimum` and `maximum` share a tie evenly, its `relu` and `abs` do not.
 
+use crate::Result;
 use candle_core::Tensor;
-use halter_core::Result;
 
 /// ln σ(x) = min(x, 0) − ln(1 + e^(−|x|)).
-pub(crate) fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
     let minus_abs = x.minimum(&x.neg()?)?;
     Ok((x.minimum(0.0)? - ln_1p(&minus_abs.exp()?)?)?)
 }
 
 /// σ(x), small values in full relative precision.
-pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok(log_sigmoid(x)?.exp()?)
 }
 
@@ -30,7 +36,10 @@ const CERTAIN: f64 = 1e-6;
 
 /// ln(p / (1 − p)) from ln p, as if p were at most e^(−1e-6) in the denominator: a completion that
 /// is certain has finite odds.
-pub(crate) fn log_odds(logp: &Tensor) -> Result<Tensor> {
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn log_odds(logp: &Tensor) -> Result<Tensor> {
     let below = logp.minimum(-CERTAIN)?;
     // 1 − e^x = −tanh(x/2)·(1 + e^x), which does not cancel near zero.
     let complement = ((&below / 2.0)?.tanh()?.neg()? * (below.exp()? + 1.0)?)?;
