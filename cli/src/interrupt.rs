@@ -6,7 +6,7 @@ use anyhow::Context;
 use halter_core::train::interrupt::Interrupt;
 
 /// The exit code of a process that Ctrl-C ended, as shells have it.
-const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: i32 = 130;
 
 /// Sets the flag when the user presses Ctrl-C or the system asks the process to end.
 pub fn on_ctrl_c() -> anyhow::Result<Interrupt> {

@@ -1,14 +1,18 @@
 //! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
+mod answering;
+mod chat;
 mod data;
 mod dpo;
 mod failure;
+mod generate;
 mod interrupt;
 mod logging;
 mod merge;
 mod plan;
 mod progress;
 mod report;
+mod serve;
 mod sft;
 mod train;
 
@@ -52,6 +56,9 @@ enum Command {
     Report(report::Args),
     Merge(merge::Args),
     Data(data::Args),
+    Generate(Box<generate::Args>),
+    Chat(Box<chat::Args>),
+    Serve(Box<serve::Args>),
 }
 
 /// What every subcommand is given beside its own arguments.
@@ -86,6 +93,9 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
+        Command::Generate(args) => generate::run(*args, &context),
+        Command::Chat(args) => chat::run(&args, &context),
+        Command::Serve(args) => serve::run(&args, &context),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ use candle_core::Device;
 use halter_core::data::batch::PackedBatch;
 use halter_core::generate::engine::{Engine, EngineOptions, Event, Finish, Request};
 use halter_core::generate::sampling::Sampling;
+use halter_core::generate::score::score;
 use halter_core::model::Decoder;
 use halter_core::model::config::ModelConfig;
 use halter_core::ops::Context;
@@ -185,4 +186,25 @@ fn requests_without_a_meaning_are_refused() {
         assert_eq!(engine.submit(request).unwrap_err().message(), message);
     }
     engine.submit(good).unwrap();
+}
+
+#[test]
+fn scores_of_tokens_are_what_they_were_generated_with_to_the_bit() {
+    for window in [None, Some(20)] {
+        let model = model(window);
+        let requests = (0..6).map(|row| request(row, 1, WARM)).collect();
+        for ((row, _), events) in run(&model, EngineOptions::default(), requests) {
+            let mut tokens = prompt(row as usize);
+            let begin = tokens.len() - 1;
+            tokens.extend(events.iter().map(|event| event.token));
+            let scores = score(&model, &tokens, 3).unwrap();
+            assert_eq!(scores.len(), tokens.len() - 1);
+            for (score, event) in scores[begin..].iter().zip(&events) {
+                assert_eq!((score.logprob, &score.top), (event.logprob, &event.top));
+            }
+        }
+    }
+    let model = model(None);
+    assert!(score(&model, &[3], 0).unwrap().is_empty());
+    assert!(score(&model, &[3, 211], 0).is_err(), "beyond the vocabulary");
 }

@@ -19,6 +19,8 @@ pub enum Format {
     Alpaca,
     /// `prompt` and `completion`: text or messages.
     PromptCompletion,
+    /// `prompt` alone: text or messages, to be completed.
+    Prompt,
     /// `text`, every token trained.
     Text,
     /// `chosen` and `rejected`, with a prompt of their own or one that both begin with.
@@ -35,11 +37,12 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Messages,
         Self::ShareGpt,
         Self::Alpaca,
         Self::PromptCompletion,
+        Self::Prompt,
         Self::Text,
         Self::Preference,
         Self::Ranked,
@@ -55,6 +58,7 @@ impl Format {
             Self::ShareGpt => "sharegpt",
             Self::Alpaca => "alpaca",
             Self::PromptCompletion => "prompt-completion",
+            Self::Prompt => "prompt",
             Self::Text => "text",
             Self::Preference => "preference",
             Self::Ranked => "ranked",
@@ -71,6 +75,7 @@ impl Format {
             Self::ShareGpt => "conversations in `conversations` with `from` and `value`",
             Self::Alpaca => "`instruction`, `input` and `output`",
             Self::PromptCompletion => "`prompt` and `completion`",
+            Self::Prompt => "`prompt` alone, to be completed",
             Self::Text => "plain `text`, every token trained",
             Self::Preference => "preference pairs, `chosen` over `rejected`",
             Self::Ranked => "`prompt` and `completions`, best first",
@@ -123,7 +128,13 @@ impl Format {
             return Some(Self::Text);
         }
         // Not an array: reading it says so.
-        has("messages").then_some(Self::Messages)
+        if has("messages") {
+            return Some(Self::Messages);
+        }
+        // Beside another column it may be half of a pair that has to be renamed.
+        let others = ["completion", "chosen", "rejected", "completions"];
+        let is_alone = !others.iter().any(|column| row.contains_key(*column));
+        (has("prompt") && is_alone).then_some(Self::Prompt)
     }
 
     /// The format of a row, or an error that lists its columns.

@@ -76,6 +76,13 @@ pub enum Record {
         /// Tool declarations.
         tools: Option<Vec<Value>>,
     },
+    /// A prompt alone, to be completed.
+    Prompt {
+        /// What is asked.
+        prompt: Turn,
+        /// Tool declarations.
+        tools: Option<Vec<Value>>,
+    },
     /// Text, every token trained (pre-training).
     Text {
         /// The text.

@@ -63,9 +63,11 @@ pub fn is_for_sft(format: Format) -> bool {
         | Format::PromptCompletion
         | Format::Text
         | Format::Tokenized => true,
-        Format::Preference | Format::Ranked | Format::Unpaired | Format::TokenizedPreference => {
-            false
-        }
+        Format::Prompt
+        | Format::Preference
+        | Format::Ranked
+        | Format::Unpaired
+        | Format::TokenizedPreference => false,
     }
 }
 

@@ -423,7 +423,7 @@ impl Completion {
 }
 
 /// The `count` likeliest tokens, likeliest first; equal ones by their id.
-fn likeliest_few(logits: &[f32], count: usize) -> Vec<u32> {
+pub(super) fn likeliest_few(logits: &[f32], count: usize) -> Vec<u32> {
     if count == 0 {
         return Vec::new();
     }

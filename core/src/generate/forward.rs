@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::pages::{PAGE, PageId, Pages, Place};
+use super::pages::{PageId, Pages, Place};
 use crate::Result;
 use crate::memory::Buffer;
 use crate::model::Decoder;
@@ -43,18 +43,9 @@ pub(super) fn forward(model: &Decoder, pages: &mut Pages, inputs: &[Input]) -> R
         angles.rotate(ctx, &k)?;
         let attended = ctx.empty(q.shape(), &q)?;
         let layer = pages.layer(index);
-        {
-            let (k, v) = (slices::read(&k)?, slices::read(&v)?);
-            let width = k.len() / inputs.len();
-            for (input, (k, v)) in
-                inputs.iter().zip(k.chunks_exact(width).zip(v.chunks_exact(width)))
-            {
-                let page = input.pages[input.position / PAGE];
-                layer.write(page, input.position % PAGE, k, v);
-            }
-            let q = slices::read(&q)?;
-            slices::write(&attended, |attended| layer.attend(&places, &q, attended))?;
-        }
+        layer.write(&places, &*slices::read(&k)?, &*slices::read(&v)?);
+        let q = slices::read(&q)?;
+        slices::write(&attended, |attended| layer.attend(&places, &q, attended))?;
         apply(ctx, &attended, &[(&block.o, Into::Accumulate, &x)])?;
         let norm = block.ffn_norm.widened(ctx)?;
         let (normed, _) = rms_norm::forward(ctx, &x, &norm, block.eps)?;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::memory::pages::zeroed;
 use crate::ops::attention::Shape;
 use crate::ops::simd::{exp, max, sum, vectorize};
+use crate::ops::slices::Shared;
 
 /// Tokens of a page: as many as numbers in the widest vector.
 pub(super) const PAGE: usize = 16;
@@ -149,16 +150,27 @@ impl Layer {
         self.shape.kv_heads * self.shape.head_dim * PAGE
     }
 
-    /// Writes a token's keys and values, `(kv_heads · head_dim)` each, at `slot` of `page`.
-    pub(super) fn write(&mut self, page: PageId, slot: usize, k: &[f32], v: &[f32]) {
-        let (dim, page) = (self.shape.head_dim, page as usize * self.page_len());
-        for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
-            let start = page + head * dim * PAGE;
-            for (i, &k) in k.iter().enumerate() {
-                self.keys[start + i * PAGE + slot] = k;
+    /// Writes the keys and values `(rows, kv_heads · head_dim)` of tokens, each as the last one of
+    /// its place. No two places end in the same slot of a page.
+    pub(super) fn write(&mut self, places: &[Place], k: &[f32], v: &[f32]) {
+        let (dim, page_len) = (self.shape.head_dim, self.page_len());
+        let width = self.shape.kv_heads * dim;
+        assert!(k.len() == places.len() * width && v.len() == k.len(), "{}", k.len());
+        let (keys, values) = (Shared::new(&mut self.keys), Shared::new(&mut self.values));
+        let rows = k.par_chunks_exact(width).zip(v.par_chunks_exact(width));
+        places.par_iter().zip(rows).with_min_len(8).for_each(|(place, (k, v))| {
+            let last = place.tokens - 1;
+            let (page, slot) = (place.pages[last / PAGE] as usize, last % PAGE);
+            for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
+                let start = page * page_len + head * dim * PAGE;
+                // SAFETY: nobody else writes this slot, and nobody reads until all are written.
+                let (keys, values) = unsafe { (keys.from(start), values.from(start)) };
+                for (i, &k) in k.iter().enumerate() {
+                    keys[i * PAGE + slot] = k;
+                }
+                values[slot * dim..][..dim].copy_from_slice(v);
             }
-            self.values[start + slot * dim..][..dim].copy_from_slice(v);
-        }
+        });
     }
 
     /// Attention of `q (rows, heads · head_dim)`, each at its place, into `output` of the same
@@ -200,8 +212,10 @@ impl Layer {
         let pages = first / PAGE..place.tokens.div_ceil(PAGE);
         let start = pages.start * PAGE;
         let stride = pages.len() * PAGE;
-        scores.clear();
-        scores.resize(Q * stride, 0.0);
+        if scores.len() < Q * stride {
+            scores.resize(Q * stride, 0.0);
+        }
+        let scores = &mut scores[..Q * stride];
         let block = |page: usize| place.pages[page] as usize * self.page_len() + head * dim * PAGE;
         let scale = 1.0 / (dim as f32).sqrt();
         for (i, page) in pages.clone().enumerate() {
@@ -293,10 +307,9 @@ mod tests {
             let mut taken: Vec<PageId> = (0..5).map(|_| pages.take().unwrap()).collect();
             taken.swap(0, 3);
             taken.swap(1, 4);
-            for t in 0..tokens {
-                let (k, v) = (&k[t * kv..][..kv], &v[t * kv..][..kv]);
-                pages.layer(0).write(taken[t / PAGE], t % PAGE, k, v);
-            }
+            let each: Vec<Place> =
+                (1..=tokens).map(|tokens| Place { pages: &taken, tokens }).collect();
+            pages.layer(0).write(&each, &k, &v);
             let seen = [1, 16, 17, 32, 45];
             let q = numbers(seen.len() * width, 3);
             let places = seen.map(|tokens| Place { pages: &taken, tokens });
@@ -342,9 +355,10 @@ mod tests {
         let mut pages = Pages::new(&[SHAPE, SHAPE], 2);
         let (one, other) = (pages.take().unwrap(), pages.take().unwrap());
         let q = numbers(width, 3);
-        let write = |pages: &mut Pages, page, slot, seed| {
+        let write = |pages: &mut Pages, page, slot: usize, seed| {
+            let place = Place { pages: &[page], tokens: slot + 1 };
             for layer in 0..2 {
-                pages.layer(layer).write(page, slot, &numbers(kv, seed), &numbers(kv, seed + 1));
+                pages.layer(layer).write(&[place], &numbers(kv, seed), &numbers(kv, seed + 1));
             }
         };
         let attend = |pages: &mut Pages, page: PageId| {

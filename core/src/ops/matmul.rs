@@ -10,6 +10,8 @@ mod dot;
 mod kernel;
 mod pack;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod stored_dot;
 
 pub(crate) use rows::{Product, Rows, products};
 

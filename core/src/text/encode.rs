@@ -210,6 +210,7 @@ pub fn completion_prompt(
             let reference = messages.get(cut).and_then(Message::content).map(str::to_string);
             (Turn::Messages(messages[..cut].to_vec()), reference, tools.as_deref())
         }
+        Record::Prompt { prompt, tools } => (prompt.clone(), None, tools.as_deref()),
         Record::PromptCompletion { prompt, completion, tools } => {
             let reference = match completion {
                 Turn::Text(text) => Some(text.clone()),
@@ -221,19 +222,39 @@ pub fn completion_prompt(
         }
         _ => return Ok(None),
     };
-    let (text, special) = match prompt {
+    let (text, input_ids) = match prompt {
         Turn::Messages(messages) if messages.is_empty() => return Ok(None),
-        Turn::Text(text) => (text, true),
+        Turn::Text(text) => {
+            let ids = prompt_tokens(tokenizer, &text)?;
+            (text, ids)
+        }
         Turn::Messages(messages) => {
-            let template = template.ok_or_else(no_template)?;
-            let options =
-                RenderOptions { tools, add_generation_prompt: true, ..RenderOptions::default() };
-            (template.render(&messages, &options)?, false)
+            let text = render_prompt(template.ok_or_else(no_template)?, &messages, tools)?;
+            let ids = tokenizer.encode(&text, false)?.ids;
+            (text, ids)
         }
     };
-    let input_ids = tokenizer.encode(&text, special)?.ids;
     let prompt = Prompt { text, input_ids, reference: completion };
     Ok(Some(prompt).filter(|prompt| !prompt.input_ids.is_empty()))
+}
+
+/// A conversation with the header of the turn that is to be generated.
+pub(crate) fn render_prompt(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&[Value]>,
+) -> Result<String> {
+    let options = RenderOptions { tools, add_generation_prompt: true, ..RenderOptions::default() };
+    template.render(messages, &options)
+}
+
+/// The tokens of a plain prompt: BOS where the tokenizer puts one, never EOS.
+pub(crate) fn prompt_tokens(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(text, true)?.ids;
+    if tokenizer.adds_eos() {
+        ids.pop();
+    }
+    Ok(ids)
 }
 
 /// The tokens of a row with their text, for `halter data explain`.
@@ -288,14 +309,9 @@ fn encode_completion(
         return Err(Error::data("completion is empty"));
     }
     let completion = with_eos(completion, tokenizer)?;
-    let alone = tokenizer.encode(prompt, true)?.ids;
+    let alone = prompt_tokens(tokenizer, prompt)?;
     let input_ids = tokenizer.encode(&format!("{prompt}{completion}"), true)?.ids;
     check_bos(&input_ids, tokenizer)?;
-    // a post-processor that adds EOS adds it to the prompt alone as well
-    let alone = match tokenizer.adds_eos() {
-        true => &alone[..alone.len().saturating_sub(1)],
-        false => &alone[..],
-    };
     let same = alone.iter().zip(&input_ids).take_while(|(a, b)| a == b).count();
     let completion_mask =
         (0..input_ids.len()).map(|index| index >= same || !options.completion_only_loss).collect();
@@ -417,7 +433,7 @@ fn fit(mut encoded: Encoded, is_text: bool, options: &EncodeOptions) -> Result<O
     }
 }
 
-fn no_template() -> Error {
+pub(crate) fn no_template() -> Error {
     Error::text("model has no chat template, and the row is a conversation")
         .hint("give one with `--chat-template FILE`, or use rows of `prompt` and `completion`")
 }
@@ -430,6 +446,7 @@ fn kind_of(record: &Record) -> &'static str {
     match record {
         Record::Chat { .. } => "messages",
         Record::PromptCompletion { .. } => "prompt and completion",
+        Record::Prompt { .. } => "a prompt alone",
         Record::Text { .. } => "text",
         Record::Preference { .. } => "chosen and rejected",
         Record::Ranked { .. } => "ranked completions",

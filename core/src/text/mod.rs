@@ -1,7 +1,7 @@
 //! Text: the tokenizer, chat templates, the completion mask, and rows made of them.
 
 pub mod branches;
-mod check;
+pub(crate) mod check;
 pub mod encode;
 pub mod gguf_tokenizer;
 mod jinja;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::PostProcessor;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::processors::PostProcessorWrapper;
 
 use crate::{Error, Result};
@@ -221,6 +222,24 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The bytes that a token stands for; several tokens may share a character.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.id_to_token(id).unwrap_or_default();
+        if self.is_special(id) {
+            return text.into_bytes();
+        }
+        let of_bytes = || text.chars().map(byte_of).collect::<Option<Vec<u8>>>();
+        let is_byte_level = matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        if let Some(bytes) = is_byte_level.then(of_bytes).flatten() {
+            return bytes;
+        }
+        let hex = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => vec![byte],
+            None => text.replace('▁', " ").into_bytes(),
+        }
+    }
+
     /// Whether the id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
@@ -303,6 +322,16 @@ impl Tokenizer {
     }
 }
 
+/// The byte that a character stands for in byte-level vocabularies (GPT-2): itself where it can be
+/// seen, the others in their order from U+0100 on.
+fn byte_of(char: char) -> Option<u8> {
+    let is_seen = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u32::from(char) {
+        code @ 0..256 => Some(code as u8).filter(is_seen),
+        code => (0..=u8::MAX).filter(|byte| !is_seen(byte)).nth(code as usize - 256),
+    }
+}
+
 /// How many tokens a post-processor put before and after the text's own.
 fn added_around(plain: &[u32], all: &[u32], special: &[u32]) -> (usize, usize) {
     let more = all.len().saturating_sub(plain.len());
@@ -313,4 +342,22 @@ fn added_around(plain: &[u32], all: &[u32], special: &[u32]) -> (usize, usize) {
 
 fn failed(what: &str, error: tokenizers::Error) -> Error {
     Error::text(format!("tokenizer {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_tokens_spell_the_text() {
+        let text = "héllo\twörld 🦙 日本語\n\u{1}\u{ad}  end<|im_end|>";
+        for name in ["tiny_chatml", "tiny_llama3"] {
+            let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+            let path = Path::new(fixtures).join(name).join("tokenizer.json");
+            let tokenizer = Tokenizer::from_file(path, &[]).unwrap();
+            let ids = tokenizer.encode(text, false).unwrap().ids;
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+            assert_eq!(String::from_utf8(bytes).unwrap(), text, "{name}");
+        }
+    }
 }

@@ -254,6 +254,11 @@ impl Walk<'_> {
                 self.turn(completion);
                 "prompt and completion"
             }
+            Record::Prompt { prompt, tools } => {
+                self.tools(tools.as_deref());
+                self.turn(prompt);
+                "prompt"
+            }
             Record::Text { text } => {
                 self.text(text);
                 "text"

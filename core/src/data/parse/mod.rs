@@ -35,6 +35,7 @@ pub fn parse(format: Format, row: Map<String, Value>) -> Result<Record> {
         Format::Messages | Format::ShareGpt => chat::conversation(&row, format),
         Format::Alpaca => chat::alpaca(&row),
         Format::PromptCompletion => prompt::prompt_completion(&row),
+        Format::Prompt => prompt::alone(&row),
         Format::Text => text(&row),
         Format::Preference => preference::preference(&row),
         Format::Ranked => preference::ranked(&row),

@@ -15,6 +15,11 @@ pub(super) fn prompt_completion(row: &Map<String, Value>) -> Result<Record> {
     Ok(Record::PromptCompletion { prompt, completion, tools: chat::tools(row, false)? })
 }
 
+/// A row of a `prompt` alone.
+pub(super) fn alone(row: &Map<String, Value>) -> Result<Record> {
+    Ok(Record::Prompt { prompt: prompt(row, "prompt")?, tools: chat::tools(row, false)? })
+}
+
 /// The prompt in `column`, with the `system` column before it; a system prompt makes a text prompt
 /// a user's message.
 pub(super) fn prompt(row: &Map<String, Value>, column: &str) -> Result<Turn> {

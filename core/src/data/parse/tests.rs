@@ -167,6 +167,19 @@ fn preferences_are_read_in_every_layout() {
 }
 
 #[test]
+fn prompts_alone_are_read_but_not_halves_of_a_pair() {
+    let alone = Record::Prompt { prompt: text("q"), tools: None };
+    assert_eq!(read(json!({"prompt": "q", "answer": "a"})), (Format::Prompt, alone));
+    let asked = Record::Prompt { prompt: Turn::Messages(messages(&[("user", "q")])), tools: None };
+    let row = json!({"prompt": [{"role": "user", "content": "q"}]});
+    assert_eq!(read(row), (Format::Prompt, asked));
+    let row = object(json!({"prompt": "q", "completion": null}));
+    assert_eq!(Format::of_row(&row), None);
+    let row = object(json!({"prompt": "q", "chosen": "a"}));
+    assert_eq!(Format::of_row(&row), None);
+}
+
+#[test]
 fn ranked_lists_and_judged_completions_are_read() {
     let ranked = Record::Ranked { prompt: text("q"), completions: vec![text("a"), text("b")] };
     let row = json!({"prompt": "q", "completions": ["a", "b"]});

@@ -242,6 +242,13 @@ impl StoredTensor {
         self.shape.last().copied().unwrap_or(1)
     }
 
+    /// The bytes of a row.
+    pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
+        let (block_bytes, block) = self.kind.block();
+        let len = self.row_len() / block * block_bytes;
+        &self.bytes()[self.order.stored_row(row) * len..][..len]
+    }
+
     /// Widens rows into `out`, which must hold exactly those rows. Uses several threads for large
     /// reads; the values do not depend on how many.
     ///

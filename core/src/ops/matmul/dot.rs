@@ -6,22 +6,23 @@
 //! width of a register changes a bit of it.
 
 use super::Into;
+use crate::model::weights::StoredKind;
 use crate::ops::simd::{Isa, LANES};
 
 /// Rows of the weights in a tile.
 pub(super) const STRIP: usize = 4;
 
 /// Bytes that come into a cache together.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// The sixteen sums of each element of one row of a tile.
-type Lanes = [[f32; LANES]; STRIP];
+pub(super) type Lanes = [[f32; LANES]; STRIP];
 
 /// A kernel: a strip of the weights times some rows of `x`.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     /// Numbers in a register.
-    width: usize,
+    pub(super) width: usize,
     /// Most rows of `x` in a tile.
     pub(super) rows: usize,
     pub(super) run: unsafe fn(&Tile),
@@ -31,8 +32,8 @@ pub(super) struct Kernel {
 pub(super) struct Tile<'a> {
     /// Length of all rows.
     pub(super) k: usize,
-    /// Where each row of the strip begins. Every entry is readable.
-    pub(super) weights: [*const f32; STRIP],
+    /// Where each row of the strip begins, of f32 or as the kernel reads it. Every entry is readable.
+    pub(super) weights: [*const u8; STRIP],
     /// Rows of `x`, one after the other.
     pub(super) x: *const f32,
     /// How many there are.
@@ -75,6 +76,17 @@ impl Kernel {
         kernels
     }
 
+    /// The kernel that reads weights as they are stored, for rows of `k`; `None` where there is none
+    /// for so many rows of `x` or this kind.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "there is none"))]
+    pub(super) fn of_stored(self, kind: StoredKind, k: usize, rows: usize) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(run) = super::stored_dot::kernel(kind, k, rows, self.width) {
+            return Some(Self { width: self.width, rows, run });
+        }
+        None
+    }
+
     /// Works everywhere; the compiler uses what vectors the target always has.
     pub(super) const PLAIN: Self = Self { width: 4, rows: 4, run: plain };
 }
@@ -94,7 +106,7 @@ unsafe fn plain(tile: &Tile) {
 }
 
 /// A register.
-trait Vector: Copy {
+pub(super) trait Vector: Copy {
     const WIDTH: usize;
 
     fn zero() -> Self;
@@ -166,15 +178,25 @@ unsafe fn run<V: Vector, const ROWS: usize>(tile: &Tile) {
                 let x = *tile.x.add(j * tile.k + p);
                 for (lanes, weights) in lanes.iter_mut().zip(tile.weights) {
                     let lane = &mut lanes[p - whole];
-                    *lane = x.mul_add(*weights.add(p), *lane);
+                    *lane = x.mul_add(*weights.cast::<f32>().add(p), *lane);
                 }
             }
         }
-        for (j, lanes) in lanes.iter().enumerate() {
-            let y = std::slice::from_raw_parts_mut(tile.y.add(j * tile.y_stride), tile.cols);
-            for (y, total) in y.iter_mut().zip(V::totals(lanes)) {
-                *y = if tile.into == Into::Accumulate { *y + total } else { total };
-            }
+        finish::<V, ROWS>(tile, &lanes);
+    }
+}
+
+/// Writes the totals.
+///
+/// # Safety
+/// The operands hold what [`Tile`] says.
+#[inline(always)]
+pub(super) unsafe fn finish<V: Vector, const ROWS: usize>(tile: &Tile, lanes: &[Lanes; ROWS]) {
+    for (j, lanes) in lanes.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let y = unsafe { std::slice::from_raw_parts_mut(tile.y.add(j * tile.y_stride), tile.cols) };
+        for (y, total) in y.iter_mut().zip(V::totals(lanes)) {
+            *y = if tile.into == Into::Accumulate { *y + total } else { total };
         }
     }
 }
@@ -201,7 +223,7 @@ unsafe fn sum<V: Vector, const ROWS: usize>(tile: &Tile, part: usize, lanes: &mu
                 *x = V::load(tile.x.add(j * tile.k + p + part));
             }
             for (i, weights) in tile.weights.iter().enumerate() {
-                let weights = V::load(weights.add(p + part));
+                let weights = V::load(weights.cast::<f32>().add(p + part));
                 for (sums, x) in sums.iter_mut().zip(x) {
                     sums[i] = sums[i].add_product(weights, x);
                 }
@@ -218,7 +240,7 @@ unsafe fn sum<V: Vector, const ROWS: usize>(tile: &Tile, part: usize, lanes: &mu
 
 /// Begins to bring a line of memory into the second-level cache; any address will do.
 #[inline(always)]
-fn fetch(at: *const u8) {
+pub(super) fn fetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint that cannot fault, of an instruction that every x86-64 has.
     unsafe {

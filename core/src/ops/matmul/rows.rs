@@ -100,19 +100,37 @@ impl<'a> Work<'a> {
         rows: Range<usize>,
         widened: &mut [f32],
     ) -> Result<()> {
+        let of_stored = match self.weights {
+            Rows::Plain(_) => None,
+            Rows::Stored(stored) => kernel.of_stored(stored.kind(), self.k, x.len() / self.k),
+        };
         let near = (NEAR / self.k).max(1).next_multiple_of(kernel.rows);
         for (part, x) in x.chunks(near * self.k).enumerate() {
+            let run = |kernel, strip, first, cols| {
+                self.run_strip(kernel, x, part * near, strip, first, cols);
+            };
             for first in rows.clone().step_by(STRIP) {
                 let cols = STRIP.min(rows.end - first);
-                let strip = match self.weights {
-                    Rows::Plain(weights) => &weights[first * self.k..][..cols * self.k],
-                    Rows::Stored(stored) => {
+                // Rows beyond the last are read from the last, and not written.
+                let row = |i: usize| i.min(cols - 1);
+                let of = |strip: &[f32]| {
+                    std::array::from_fn(|i| strip[row(i) * self.k..].as_ptr().cast())
+                };
+                match (self.weights, of_stored) {
+                    (Rows::Plain(weights), _) => {
+                        run(kernel, of(&weights[first * self.k..]), first, cols);
+                    }
+                    (Rows::Stored(stored), Some(kernel)) => {
+                        let strip =
+                            std::array::from_fn(|i| stored.row_bytes(first + row(i)).as_ptr());
+                        run(kernel, strip, first, cols);
+                    }
+                    (Rows::Stored(stored), None) => {
                         let widened = &mut widened[..cols * self.k];
                         stored.read_rows_into(first..first + cols, widened)?;
-                        widened
+                        run(kernel, of(widened), first, cols);
                     }
-                };
-                self.run_strip(kernel, x, part * near, strip, first);
+                }
             }
         }
         Ok(())
@@ -128,11 +146,19 @@ impl<'a> Work<'a> {
         &bytes[of_rows(first + STRIP)..of_rows(first + 2 * STRIP)]
     }
 
-    /// The columns of the result from `col` on that belong to `strip`, in the rows of `x`, of which
+    /// The columns of the result from `col` on that belong to a strip of `weights`, in the rows of `x`, of which
     /// the first is row `row`; meanwhile the next strip is fetched.
-    fn run_strip(&self, kernel: Kernel, x: &[f32], row: usize, strip: &[f32], col: usize) {
+    fn run_strip(
+        &self,
+        kernel: Kernel,
+        x: &[f32],
+        row: usize,
+        weights: [*const u8; STRIP],
+        col: usize,
+        cols: usize,
+    ) {
         let Self { k, out, into, .. } = *self;
-        let (rows, cols) = (x.len() / k, strip.len() / k);
+        let rows = x.len() / k;
         let tiles = rows.div_ceil(kernel.rows);
         let next = self.next_strip(col);
         let place = |tile: usize, whole: usize| tile * whole / tiles;
@@ -143,8 +169,7 @@ impl<'a> Work<'a> {
             assert!(y.len() >= (end - start - 1) * out + cols, "tile beyond the result");
             let tile = Tile {
                 k,
-                // Rows beyond the last are read from the last, and not written.
-                weights: std::array::from_fn(|i| strip[i.min(cols - 1) * k..].as_ptr()),
+                weights,
                 x: x[start * k..end * k].as_ptr(),
                 rows: end - start,
                 y: y.as_mut_ptr(),
@@ -276,7 +301,7 @@ mod tests {
             let stored = StoredTensor::from_bytes("w", &[out, k], kind, bytes).unwrap();
             let widened = stored.to_vec().unwrap();
             assert!(widened.iter().all(|w| w.is_finite()), "{kind}");
-            for m in [1, 8, 200] {
+            for m in [1, 3, 4, 8, 200] {
                 let x = numbers(k * m, 10);
                 for kernel in Kernel::all() {
                     let got = product(kernel, &x, k, Rows::Stored(&stored), out);
@@ -286,6 +311,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(cases, 39 * Kernel::all().len());
+        assert_eq!(cases, 65 * Kernel::all().len());
     }
 }
