@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
-use halter_core::data::dataset::{DataOptions, DataSpec, Dataset};
+use halter_core::data::dataset::DataOptions;
 use halter_core::data::format::{Columns, Format};
 use halter_core::data::record::{Message, Record, Turn};
+use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::engine::{EngineOptions, Finish, Request};
 use halter_core::generate::output::{ResultFile, line};
@@ -125,24 +126,6 @@ impl Sink {
     }
 }
 
-/// The rows of all data sets, one after the other.
-struct Rows(Vec<Dataset>);
-
-impl Rows {
-    fn len(&self) -> u64 {
-        self.0.iter().map(|set| set.len() as u64).sum()
-    }
-
-    fn find(&self, mut row: u64) -> Option<(&Dataset, usize)> {
-        self.0.iter().find_map(|set| {
-            let len = set.len() as u64;
-            let found = (row < len).then_some((set, row as usize));
-            row = row.saturating_sub(len);
-            found
-        })
-    }
-}
-
 /// A row that is under way.
 struct Asked {
     row: u64,
@@ -166,7 +149,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     };
     let began_at = began_at.unwrap_or_else(|| Moment::now().0);
     let rows = open(&args)?;
-    for set in &rows.0 {
+    for set in rows.sets() {
         progress.note(&format!("data: {set}"));
     }
     let generator = args.model.open(Some(began_at))?;
@@ -245,15 +228,7 @@ fn check(args: &Args, output: Option<&Path>, context: &Context) -> anyhow::Resul
 fn open(args: &Args) -> anyhow::Result<Rows> {
     let format = args.format.as_deref().map(Format::from_str).transpose()?;
     let options = DataOptions { format, columns: Columns::parse(&args.column)? };
-    let open = |text: &String| {
-        let DataSpec { path, weight } = text.parse()?;
-        if weight != 1.0 {
-            return Err(Error::config(format!("`data` has a weight: `{text}`"))
-                .hint(format!("every row is completed once: give `{path}`")));
-        }
-        Dataset::open(&path, &options)
-    };
-    Ok(Rows(args.data.iter().map(open).collect::<Result<_, _>>()?))
+    Ok(Rows::open(&args.data, &options)?)
 }
 
 /// A model without a template answers no conversation: better said at once than of every row.
@@ -275,7 +250,7 @@ fn settings(
     began_at: i64,
 ) -> anyhow::Result<Map<String, Value>> {
     let mut data = Map::new();
-    for set in &rows.0 {
+    for set in rows.sets() {
         data.insert(set.name().into(), set.fingerprint()?.into());
     }
     let settings = Settings {

@@ -14,6 +14,7 @@ pub mod pack;
 pub mod parse;
 pub mod reader;
 pub mod record;
+pub mod rows;
 pub mod stream;
 pub mod view;
 

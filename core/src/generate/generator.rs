@@ -165,15 +165,15 @@ impl Generator {
         EngineOptions { cache_tokens, completions, ..EngineOptions::default() }
     }
 
-    /// What the model is, hashed: weights by their names, shapes and first numbers, the vocabulary's
-    /// size, the template's text and the stop tokens.
+    /// What the model is, hashed: configuration and weights, the vocabulary's size, the template's text
+    /// and the stop tokens.
     ///
     /// # Errors
     /// When a tensor cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"halter generator 1");
-        hasher.update(self.model.fingerprint()?.as_bytes());
+        hasher.update(self.model.fingerprint(true)?.as_bytes());
         hasher.update(&(self.tokenizer.vocab_size() as u64).to_le_bytes());
         for (name, source) in self.template.iter().flat_map(|template| template.sources()) {
             hasher.update(name.as_bytes()).update(source.as_bytes());

@@ -154,21 +154,9 @@ impl Decoder {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn frozen_fingerprint(&self) -> Result<String> {
-        self.hash_of(|param| !param.is_trained())
-    }
-
-    /// What all of its parameters are, hashed likewise.
-    ///
-    /// # Errors
-    /// When a tensor cannot be read.
-    pub fn fingerprint(&self) -> Result<String> {
-        self.hash_of(|_| true)
-    }
-
-    fn hash_of(&self, choose: impl Fn(&Param) -> bool) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"halter frozen parameters 1");
-        for param in self.params().into_iter().filter(|param| choose(param)) {
+        for param in self.params().into_iter().filter(|param| !param.is_trained()) {
             param.hash_into(&mut hasher)?;
         }
         Ok(hasher.finalize().to_hex()[..32].to_string())

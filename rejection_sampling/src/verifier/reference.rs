@@ -9,7 +9,22 @@ use super::answer;
 /// Columns looked at, in this order, where none is named.
 pub const COLUMNS: [&str; 4] = ["answer", "solution", "reference", "ground_truth"];
 
-/// The column that holds the right answer: a named one, or the first of [`COLUMNS`] that is there.
+/// The assistant's turn that a row for fine-tuning ends with.
+fn assistant_turn(row: &Map<String, Value>) -> Option<(&'static str, &Value)> {
+    ["messages", "completion"].into_iter().find_map(|column| {
+        let turn = match present(row, column)? {
+            Value::Array(messages) => {
+                let last = messages.last()?;
+                (last.get("role")?.as_str()? == "assistant").then(|| last.get("content"))??
+            }
+            text => text,
+        };
+        Some((column, turn))
+    })
+}
+
+/// The column that holds the right answer: a named one, or the first of [`COLUMNS`] that is there,
+/// or the assistant's turn at the end of `messages` or `completion`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reference {
     column: Option<String>,
@@ -55,12 +70,17 @@ impl Reference {
     fn find<'a>(&'a self, row: &'a Map<String, Value>) -> Result<(&'a str, &'a Value)> {
         let found = match &self.column {
             Some(column) => present(row, column).map(|value| (column.as_str(), value)),
-            None => COLUMNS.iter().find_map(|column| Some((*column, present(row, column)?))),
+            None => COLUMNS
+                .iter()
+                .find_map(|column| Some((*column, present(row, column)?)))
+                .or_else(|| assistant_turn(row)),
         };
         found.ok_or_else(|| {
             let wanted = match &self.column {
                 Some(column) => format!("a column `{column}`"),
-                None => "a column `answer`, `solution`, `reference` or `ground_truth`".to_string(),
+                None => "a column `answer`, `solution`, `reference` or `ground_truth`, or an \
+                         assistant's turn"
+                    .to_string(),
             };
             Error::data(format!("right answer: expected {wanted}, got {}", names(row)))
                 .hint("name the column that holds it, as in `numeric:column=target`")
