@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod exact;
 pub mod instructions;
+#[cfg(feature = "judge")]
 pub mod judge;
 pub mod math;
 pub mod numeric;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use crate::code::{Code, Credit};
 use crate::sandbox::{Guarantee, Settings};
 use crate::verifier::exact::Exact;
 use crate::verifier::instructions::InstructionFollowing;
-use crate::verifier::judge::{Judge, JudgeConfig};
 use crate::verifier::numeric::Numeric;
 use crate::verifier::pattern::{Format, Pattern, Reach};
 use crate::verifier::penalties::{LengthPenalty, RepetitionPenalty};
@@ -49,7 +48,7 @@ const GIVEN_UP: [(&str, Guarantee); 4] = [
 /// | `ifeval[:loose,all]` | [`InstructionFollowing`] |
 /// | `json-schema[:FILE]`, `json-schema:column=NAME` | [`JsonSchema`] |
 /// | `code[:share,seconds=N,allow-…]` | [`Code`] |
-/// | `judge:FILE` | [`Judge`] |
+/// | `judge:FILE` | `Judge`, with the feature `judge` |
 /// | `length:TOKENS[,ramp=TOKENS]` | [`LengthPenalty`] |
 /// | `repetition[:N]` | [`RepetitionPenalty`] |
 ///
@@ -101,13 +100,25 @@ impl ScorerSpec {
             Kind::SchemaFile(path) => Box::new(JsonSchema::from_file(path)?),
             Kind::SchemaColumn(column) => Box::new(JsonSchema::from_column(column)),
             Kind::Code { settings, credit } => Box::new(Code::new(settings.clone(), *credit)?),
-            Kind::JudgeFile(path) => Box::new(
-                Judge::new(JudgeConfig::from_file(path)?).map_err(|error| error.in_file(path))?,
-            ),
+            Kind::JudgeFile(path) => judge(path)?,
             Kind::Length(scorer) => Box::new(*scorer),
             Kind::Repetition(scorer) => Box::new(*scorer),
         })
     }
+}
+
+#[cfg(feature = "judge")]
+fn judge(path: &Path) -> Result<Box<dyn Scorer>> {
+    use crate::verifier::judge::{Judge, JudgeConfig};
+    let judge = Judge::new(JudgeConfig::from_file(path)?);
+    Ok(Box::new(judge.map_err(|error| error.in_file(path))?))
+}
+
+/// Without the feature nobody can be asked.
+#[cfg(not(feature = "judge"))]
+fn judge(path: &Path) -> Result<Box<dyn Scorer>> {
+    Err(Error::config(format!("scorer `judge:{}`: this build cannot ask a judge", path.display()))
+        .hint("build with the feature `judge`"))
 }
 
 impl FromStr for ScorerSpec {

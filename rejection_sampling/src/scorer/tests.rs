@@ -105,6 +105,15 @@ fn code_is_built_where_programs_can_be_contained() {
     }
 }
 
+#[cfg(not(feature = "judge"))]
+#[test]
+fn without_the_feature_a_judge_is_refused() {
+    let spec: ScorerSpec = "judge:judge.toml".parse().unwrap();
+    let error = spec.build().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("this build cannot ask a judge"), "{error}");
+}
+
+#[cfg(feature = "judge")]
 #[test]
 fn a_judge_is_read_from_its_file_when_the_scorer_is_built() {
     let dir = tempfile::tempdir().unwrap();
