@@ -13,6 +13,7 @@ mod plan;
 mod progress;
 mod report;
 mod reward;
+mod sample;
 mod serve;
 mod sft;
 mod train;
@@ -58,6 +59,7 @@ enum Command {
     Report(report::Args),
     Merge(merge::Args),
     Data(data::Args),
+    Sample(Box<sample::Args>),
     Generate(Box<generate::Args>),
     Chat(Box<chat::Args>),
     Serve(Box<serve::Args>),
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
+        Command::Sample(args) => sample::run(*args, &context),
         Command::Generate(args) => generate::run(*args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Serve(args) => serve::run(&args, &context),

@@ -3,6 +3,7 @@
 
 pub mod code;
 pub mod reward;
+pub mod sample;
 pub mod sandbox;
 pub mod scorer;
 pub mod selection;

@@ -43,7 +43,7 @@ pub(super) fn forward(model: &Decoder, pages: &mut Pages, inputs: &[Input]) -> R
         angles.rotate(ctx, &k)?;
         let attended = ctx.empty(q.shape(), &q)?;
         let layer = pages.layer(index);
-        layer.write(&places, &*slices::read(&k)?, &*slices::read(&v)?);
+        layer.write(&places, &slices::read(&k)?, &slices::read(&v)?);
         let q = slices::read(&q)?;
         slices::write(&attended, |attended| layer.attend(&places, &q, attended))?;
         apply(ctx, &attended, &[(&block.o, Into::Accumulate, &x)])?;

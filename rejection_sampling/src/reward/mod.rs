@@ -8,6 +8,7 @@ pub mod loss;
 pub mod method;
 pub mod model;
 pub mod rows;
+pub mod scorer;
 pub mod similarity;
 pub mod strength;
 

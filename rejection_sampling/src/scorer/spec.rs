@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Scorer;
 use super::options::Options;
 use crate::code::{Code, Credit};
+use crate::reward::scorer::RewardScorer;
 use crate::sandbox::{Guarantee, Settings};
 use crate::verifier::exact::Exact;
 use crate::verifier::instructions::InstructionFollowing;
@@ -24,7 +25,7 @@ use crate::verifier::schema::JsonSchema;
 /// The forms that a hint lists.
 const FORMS: &str = "the scorers are `numeric`, `exact`, `regex:PATTERN`, `regex-full:PATTERN`, \
      `format:think`, `format:think-answer`, `ifeval`, `json-schema[:FILE]`, `code`, \
-     `judge:FILE`, `length:TOKENS`, `repetition[:N]`; a weight goes in front, as in `0.5*length:1024`";
+     `judge:FILE`, `reward:MODEL`, `length:TOKENS`, `repetition[:N]`; a weight goes in front, as in `0.5*length:1024`";
 
 /// Words of an n-gram where `repetition` names no number.
 const NGRAM: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -49,6 +50,7 @@ const GIVEN_UP: [(&str, Guarantee); 4] = [
 /// | `json-schema[:FILE]`, `json-schema:column=NAME` | [`JsonSchema`] |
 /// | `code[:share,seconds=N,allow-…]` | [`Code`] |
 /// | `judge:FILE` | `Judge`, with the feature `judge` |
+/// | `reward:MODEL` | [`RewardScorer`] |
 /// | `length:TOKENS[,ramp=TOKENS]` | [`LengthPenalty`] |
 /// | `repetition[:N]` | [`RepetitionPenalty`] |
 ///
@@ -78,6 +80,7 @@ enum Kind {
     SchemaColumn(String),
     Code { settings: Settings, credit: Credit },
     JudgeFile(PathBuf),
+    Reward(String),
     Length(LengthPenalty),
     Repetition(RepetitionPenalty),
 }
@@ -88,7 +91,12 @@ impl ScorerSpec {
         self.weight
     }
 
-    /// The scorer, without its weight. Reads the file of `json-schema:FILE` and `judge:FILE`; tries
+    /// Whether its scores have no fixed scale, as those of a reward model.
+    pub fn is_learned(&self) -> bool {
+        matches!(self.kind, Kind::Reward(_))
+    }
+
+    /// The scorer, without its weight. Reads the file of `json-schema:FILE`, `judge:FILE` and `reward:MODEL`; tries
     /// out whether `code` can be contained here.
     pub fn build(&self) -> Result<Box<dyn Scorer>> {
         Ok(match &self.kind {
@@ -101,6 +109,7 @@ impl ScorerSpec {
             Kind::SchemaColumn(column) => Box::new(JsonSchema::from_column(column)),
             Kind::Code { settings, credit } => Box::new(Code::new(settings.clone(), *credit)?),
             Kind::JudgeFile(path) => judge(path)?,
+            Kind::Reward(model) => Box::new(RewardScorer::load(model)?),
             Kind::Length(scorer) => Box::new(*scorer),
             Kind::Repetition(scorer) => Box::new(*scorer),
         })
@@ -181,6 +190,7 @@ impl Kind {
             }),
             "code" => Self::read_code(options),
             "judge" => Ok(Self::JudgeFile(needed("FILE")?.into())),
+            "reward" => Ok(Self::Reward(needed("MODEL")?.into())),
             "length" => {
                 needed("TOKENS")?;
                 let limit = options.first().map(|text| options.read(text)).transpose()?;

@@ -139,6 +139,8 @@ fn the_reference_is_the_first_of_its_columns() {
         ("numeric", json!({"ground_truth": "5"}), "5", 1.0),
         ("numeric", json!({"solution": "6", "answer": "5"}), "5", 1.0),
         ("numeric", json!({"answer": null, "solution": "5"}), "5", 1.0),
+        ("numeric", json!({"messages": [{"role": "assistant", "content": "#### 5"}]}), "5", 1.0),
+        ("numeric", json!({"completion": "#### 5", "messages": []}), "5", 1.0),
         ("numeric:column=target", json!({"answer": "6", "target": "5"}), "5", 1.0),
         ("numeric", json!({"answer": "5"}), "6", 0.0),
         ("numeric", json!({"answer": "5"}), "", 0.0),

@@ -1,0 +1,111 @@
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+fn scored(text: &str, score: Option<f64>, ended: bool) -> Scored {
+    Scored {
+        text: text.into(),
+        finish_reason: if ended { "stop" } else { "length" }.into(),
+        num_tokens: text.len(),
+        score,
+        ..Scored::default()
+    }
+}
+
+fn line(row: u64, completions: Vec<Scored>) -> Line {
+    let prompt = json!([{"role": "user", "content": format!("ask {row}")}]);
+    Line { row, prompt, completions, ..Line::default() }
+}
+
+fn keep(selection: &str) -> Keep {
+    Keep {
+        selection: selection.parse().unwrap(),
+        min_score: Some(0.5),
+        min_margin: Some(0.0),
+        provenance: Map::from_iter([("model".to_string(), json!("m"))]),
+    }
+}
+
+#[test]
+fn what_was_cut_off_or_has_no_score_is_never_kept() {
+    let all = [
+        scored("#### 5", Some(1.0), false),
+        scored("#### 4", Some(0.0), true),
+        scored("#### 6", None, true),
+        scored("so #### 5", Some(0.9), true),
+        scored("so #### 5 ", Some(0.9), true),
+    ];
+    for (selection, want) in
+        [("best", &[3][..]), ("above=0", &[3]), ("top=1", &[3]), ("majority", &[3]), ("none", &[])]
+    {
+        assert_eq!(keep(selection).rows(&all), want, "{selection}");
+    }
+    assert_eq!(keep("best").pair(&all), Some((3, 1)));
+    assert_eq!(Keep { min_margin: Some(0.95), ..keep("best") }.pair(&all), None);
+    assert_eq!(Keep { min_margin: None, ..keep("best") }.pair(&all), None);
+    assert_eq!(Keep { min_score: Some(0.95), ..keep("best") }.rows(&all), [0; 0]);
+}
+
+#[test]
+fn selections_are_read_as_they_are_written() {
+    for text in ["best", "above=0.5", "top=0.25", "majority", "none"] {
+        assert_eq!(text.parse::<Selection>().unwrap().to_string(), text);
+    }
+    for text in ["", "Best", "top=0", "top=2", "above=x", "above=nan", "worst=1"] {
+        assert!(text.parse::<Selection>().is_err(), "{text}");
+    }
+}
+
+fn write(path: &Path, lines: &[Line]) {
+    let text: String =
+        lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+    std::fs::write(path, text).unwrap();
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn rows_and_pairs_say_where_they_come_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, rows, pairs] = ["c", "r", "p"].map(|name| folder.path().join(name));
+    let good = vec![scored("good", Some(1.0), true), scored("bad", Some(0.0), true)];
+    write(&from, &[line(0, good), line(1, vec![scored("bad", Some(0.0), true)])]);
+    let kept = write_kept(&keep("best"), &from, &rows, &pairs).unwrap();
+    assert_eq!(kept, Kept { rows: 1, pairs: 1 });
+    let [row] = &read(&rows)[..] else { unreachable!() };
+    assert_eq!(row["messages"][1], json!({"role": "assistant", "content": "good"}));
+    let said = &row["provenance"];
+    assert_eq!((&said["model"], &said["row"]), (&json!("m"), &json!(0)));
+    assert_eq!((&said["completion"], &said["rank"]), (&json!(0), &json!(1)));
+    let [pair] = &read(&pairs)[..] else { unreachable!() };
+    assert_eq!(pair["chosen"][0]["content"], "good");
+    assert_eq!(pair["rejected"][0]["content"], "bad");
+    assert_eq!(pair["provenance"]["rejected"]["rank"], 2);
+}
+
+#[test]
+fn figures_are_those_of_the_estimators() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = folder.path().join("c");
+    let two =
+        |a: f64, b: f64| vec![scored("#### 1", Some(a), true), scored("#### 2", Some(b), true)];
+    write(&from, &[line(0, two(1.0, 0.0)), line(1, two(0.0, 0.0)), line(2, Vec::new())]);
+    let figures = Figures::read(&from, Some(0.5)).unwrap();
+    assert_eq!((figures.prompts, figures.failed_prompts, figures.completions), (2, 1, 4));
+    assert_eq!(figures.acceptance.unwrap().0, 0.25);
+    let pass: Vec<_> = figures.pass_at.iter().map(|rate| (rate.k, rate.mean)).collect();
+    assert_eq!(pass, [(1, 0.25), (2, 0.5)]);
+    let majority: Vec<_> = figures.majority_at.iter().map(|rate| (rate.k, rate.mean)).collect();
+    assert_eq!(majority, [(1, 0.25), (2, 0.25)]);
+    let (low, high, counts) = figures.histogram.clone().unwrap();
+    assert_eq!((low, high, counts.iter().sum::<usize>()), (0.0, 1.0, 4));
+    let page = render("<run>", &[("model".into(), "m".into())], &figures).unwrap();
+    assert!(page.contains("&lt;run&gt;") && page.contains("pass@k") && page.contains("#### 1"));
+    // Without a least score nothing is accepted or refused.
+    assert_eq!(Figures::read(&from, None).unwrap().acceptance, None);
+}
