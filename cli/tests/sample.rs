@@ -130,7 +130,7 @@ fn a_killed_run_goes_on_to_the_same_results() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let written = rows(&fs::read_to_string(&path).unwrap().rsplit_once('\n').unwrap().0).len();
+    let written = rows(fs::read_to_string(&path).unwrap().rsplit_once('\n').unwrap().0).len();
     assert!(written < 60, "it was not killed in its midst");
     // Without `--resume` nothing is touched; with other completions it is refused.
     let again = halter_in(place.root(), &arguments);
