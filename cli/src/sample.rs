@@ -9,7 +9,7 @@ use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::output::ResultFile;
 use halter_core::text::strftime::Moment;
-use halter_core::train::files::atomic_write;
+use halter_core::train::files::{atomic_write, remove_temporaries};
 use halter_core::train::progress::{Progress, counted};
 use halter_core::{Error, ErrorKind, bundled};
 use halter_rejection_sampling::sample::{
@@ -89,8 +89,8 @@ pub struct Args {
 pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
     if args.data.is_empty() && args.model.model.is_none() {
-        progress.note("no --model and no --data: the bundled tiny model and training problems");
-        args.data = vec![bundled::TRAIN.into()];
+        progress.note("no --model and no --data: the bundled tiny model and problems");
+        args.data = vec![bundled::PROBLEMS.into()];
         if args.scorer.is_empty() {
             args.scorer = vec!["numeric".into()];
         }
@@ -100,6 +100,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     let scorer = WeightedSum::from_specs(&specs)?;
     let completions = args.output.join("completions.jsonl");
     std::fs::create_dir_all(&args.output).map_err(|e| Error::io("create", &args.output, e))?;
+    remove_temporaries(&args.output)?;
     if !args.resume {
         ResultFile::refuse_occupied(&completions)?;
     }
@@ -139,11 +140,8 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         engine: args.model.engine(&generator),
     };
     let outcome = sampler.run(first, &mut file, progress.as_mut(), &interrupt::on_ctrl_c()?);
-    let outcome = outcome.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => error.hint("`--resume` goes on"),
-        _ => error,
-    })?;
-    file.finish()?;
+    let outcome = outcome.map_err(resumable)?;
+    file.finish().map_err(resumable)?;
     let mut keep = keep;
     keep.provenance.extend([
         ("model".to_string(), json!(generator.name)),
@@ -260,6 +258,16 @@ fn settings(
     Ok(serde_json::from_str(&settings.to_string())?)
 }
 
+/// What an interruption or a full disk leaves is whole.
+fn resumable(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted | ErrorKind::Io if error.remedy().is_none() => {
+            error.hint("`--resume` goes on")
+        }
+        _ => error,
+    }
+}
+
 /// Writes what is kept and the report, and says what came of it.
 fn finish(
     args: &Args,
@@ -270,18 +278,20 @@ fn finish(
     context: &Context,
 ) -> anyhow::Result<()> {
     let place = |name: &str| args.output.join(name);
-    let kept = write_kept(keep, completions, &place("sft.jsonl"), &place("preferences.jsonl"))?;
+    let kept = write_kept(keep, completions, &place("sft.jsonl"), &place("preferences.jsonl"));
+    let kept = kept.map_err(resumable)?;
     let figures = Figures::read(completions, keep.min_score)?;
     let facts = facts(keep, outcome, kept);
     let page = render("Rejection sampling", &facts, &figures)?;
-    atomic_write(place("report.html"), page.as_bytes())?;
+    atomic_write(place("report.html"), page.as_bytes()).map_err(resumable)?;
     let summary = json!({
         "output": args.output, "kept_rows": kept.rows, "pairs": kept.pairs,
         "tokens": outcome.tokens, "seconds": outcome.seconds,
         "seconds_outside_the_model": outcome.seconds_outside,
         "scoring_seconds": outcome.scoring_seconds, "figures": figures,
     });
-    atomic_write(place("summary.json"), format!("{summary:#}\n").as_bytes())?;
+    let written = atomic_write(place("summary.json"), format!("{summary:#}\n").as_bytes());
+    written.map_err(resumable)?;
     for (name, value) in facts {
         progress.note(&format!("{name}: {value}"));
     }

@@ -18,6 +18,10 @@ pub const EVAL: &str = "bundled/eval";
 pub const PREFERENCES: &str = "bundled/preferences";
 /// The held-out pairs' name.
 pub const PREFERENCES_EVAL: &str = "bundled/preferences-eval";
+/// The name of problems with their answers alone, to sample solutions to.
+pub const PROBLEMS: &str = "bundled/problems";
+/// The held-out ones' name.
+pub const PROBLEMS_EVAL: &str = "bundled/problems-eval";
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -25,7 +29,7 @@ macro_rules! files {
     };
 }
 
-const FILES: [(&str, &[u8]); 10] = files![
+const FILES: [(&str, &[u8]); 12] = files![
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -36,6 +40,8 @@ const FILES: [(&str, &[u8]); 10] = files![
     "eval.jsonl",
     "preferences.jsonl",
     "preferences-eval.jsonl",
+    "problems.jsonl",
+    "problems-eval.jsonl",
 ];
 
 /// The path of what `name` calls; `None` where it is not bundled. Something on disk of that name
@@ -50,6 +56,8 @@ pub fn path(name: &str) -> Result<Option<PathBuf>> {
         EVAL => Some("eval.jsonl"),
         PREFERENCES => Some("preferences.jsonl"),
         PREFERENCES_EVAL => Some("preferences-eval.jsonl"),
+        PROBLEMS => Some("problems.jsonl"),
+        PROBLEMS_EVAL => Some("problems-eval.jsonl"),
         _ => return Ok(None),
     };
     if Path::new(name).exists() {

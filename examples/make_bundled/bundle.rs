@@ -31,6 +31,8 @@ pub fn make() -> Result<Bundle> {
         ("eval.jsonl", lines(corpus::eval()?)),
         ("preferences.jsonl", lines(corpus::preferences()?)),
         ("preferences-eval.jsonl", lines(corpus::preferences_eval()?)),
+        ("problems.jsonl", lines(corpus::problems()?)),
+        ("problems-eval.jsonl", lines(corpus::problems_eval()?)),
     ];
     let pretrain = lines(documents.iter().map(|text| json!({"text": text})));
     Ok(Bundle { files, pretrain })

@@ -1,4 +1,5 @@
-//! The three sets: loose text for pre-training, conversations to train on, conversations held out.
+//! The sets: loose text for pre-training, and conversations, pairs and problems, each to train on and
+//! held out.
 
 use std::collections::HashSet;
 
@@ -21,11 +22,18 @@ pub const NUM_PREFERENCES: usize = 2_000;
 /// Pairs held out.
 pub const NUM_PREFERENCES_EVAL: usize = 250;
 
+/// Problems with their answers alone, for models to answer.
+pub const NUM_PROBLEMS: usize = 3_000;
+/// Such problems held out.
+pub const NUM_PROBLEMS_EVAL: usize = 1_000;
+
 const PRETRAIN_SEED: u64 = 1;
 const TRAIN_SEED: u64 = 2;
 const EVAL_SEED: u64 = 3;
 const PREFERENCES_SEED: u64 = 4;
 const PREFERENCES_EVAL_SEED: u64 = 5;
+const PROBLEMS_SEED: u64 = 6;
+const PROBLEMS_EVAL_SEED: u64 = 7;
 
 /// Text of every kind the base should have read, none of it in the form of a chat.
 pub fn pretrain() -> Result<Vec<String>> {
@@ -112,22 +120,36 @@ fn recall(random: &mut Random) -> String {
 
 /// Conversations to train on.
 pub fn train() -> Result<Vec<Value>> {
-    conversations(TRAIN_SEED, NUM_TRAIN, false)
+    rows(TRAIN_SEED, NUM_TRAIN, false, conversation)
 }
 
 /// Conversations held out.
 pub fn eval() -> Result<Vec<Value>> {
-    conversations(EVAL_SEED, NUM_EVAL, true)
+    rows(EVAL_SEED, NUM_EVAL, true, conversation)
 }
 
-fn conversations(seed: u64, count: usize, held_out: bool) -> Result<Vec<Value>> {
+/// Problems to sample answers to; none is in `train`.
+pub fn problems() -> Result<Vec<Value>> {
+    let trained: HashSet<Value> = train()?.iter().map(|row| row["messages"][0].clone()).collect();
+    let mut problems = rows(PROBLEMS_SEED, NUM_PROBLEMS + 200, false, question)?;
+    problems.retain(|row| !trained.contains(&row["prompt"][0]));
+    problems.truncate(NUM_PROBLEMS);
+    Ok(problems)
+}
+
+/// Problems held out.
+pub fn problems_eval() -> Result<Vec<Value>> {
+    rows(PROBLEMS_EVAL_SEED, NUM_PROBLEMS_EVAL, true, question)
+}
+
+fn rows(seed: u64, count: usize, held_out: bool, row: fn(&Problem) -> Value) -> Result<Vec<Value>> {
     let mut random = Random::new(seed);
     let mut seen = HashSet::new();
     let mut rows = Vec::with_capacity(count);
     while rows.len() < count {
         let problem = Problem::draw(&mut random)?;
         if problem.is_held_out() == held_out && seen.insert(problem.text()) {
-            rows.push(conversation(&problem));
+            rows.push(row(&problem));
         }
     }
     Ok(rows)
@@ -177,7 +199,7 @@ fn pair(problem: &Problem, rejected: &str, strength: &str) -> Value {
 }
 
 /// The worked solution with the answer in a line of its own.
-fn solution(problem: &Problem) -> String {
+pub fn solution(problem: &Problem) -> String {
     format!("{}\n#### {}", problem.solutions[0], problem.answer)
 }
 
@@ -187,4 +209,12 @@ fn conversation(problem: &Problem) -> Value {
         {"role": "user", "content": problem.text()},
         {"role": "assistant", "content": solution(problem)},
     ]})
+}
+
+/// The problem and its answer without the steps.
+fn question(problem: &Problem) -> Value {
+    json!({
+        "prompt": [{"role": "user", "content": problem.text()}],
+        "answer": problem.answer.to_string(),
+    })
 }
