@@ -265,7 +265,9 @@ fn wrong_input_is_refused() {
     };
     spoilt("no-rejected.jsonl", &|row| drop(row.as_object_mut().unwrap().remove("rejected")));
     spoilt("same.jsonl", &|row| row["rejected"] = row["chosen"].clone());
-    spoilt("empty.jsonl", &|row| row["rejected"] = assistant(""));
+    let mut rows: Vec<Value> = (0..20).map(pair).collect();
+    rows[17]["rejected"] = assistant("");
+    place.write("empty.jsonl", lines(rows.into_iter()));
     spoilt("number.jsonl", &|row| row["chosen"] = json!(7));
     let ranked = json!({ "prompt": "1 + 1 =", "completions": [" 2", " 3", " 4"] });
     place.write("ranked.jsonl", format!("{ranked}\n"));
@@ -274,7 +276,7 @@ fn wrong_input_is_refused() {
     for command in [
         "--data no-rejected.jsonl",
         "--data same.jsonl",
-        "--data empty.jsonl",
+        "--data empty.jsonl --batch-size 2",
         "--data number.jsonl",
         "--data ranked.jsonl",
         "--data m.jsonl",

@@ -4,10 +4,10 @@
 mod support;
 
 use std::fs::{self, File};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
-use support::{Place, TINY, text};
+use support::{Place, SmallDisk, TINY, text};
 
 #[test]
 fn the_options_are_these() {
@@ -317,35 +317,6 @@ fn an_outcome_that_cannot_be_printed_is_a_failure() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("No space left on device") && !stderr.contains("panicked"), "{stderr}");
-}
-
-/// A file system of a few kilobytes, where the system lets us have one.
-struct SmallDisk<'a> {
-    place: &'a Place,
-}
-
-impl<'a> SmallDisk<'a> {
-    fn mount(place: &'a Place, size: &str) -> Option<Self> {
-        fs::create_dir(place.path("disk")).unwrap();
-        let disk = Self { place };
-        disk.call("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).then_some(disk)
-    }
-
-    fn grow(&self, size: &str) {
-        assert!(self.call("mount", &["-o", &format!("remount,size={size}")]));
-    }
-
-    fn call(&self, program: &str, arguments: &[&str]) -> bool {
-        let mut command = Command::new(program);
-        let command = command.args(arguments).arg(self.place.path("disk"));
-        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        self.call("umount", &[]);
-    }
 }
 
 #[test]

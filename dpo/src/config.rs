@@ -123,7 +123,10 @@ impl MethodOptions for DpoOptions {
         "ref_model_sync_steps",
         "train_on_trailing",
     ];
-    const BUNDLED: Option<(&'static str, &'static str)> = None;
+    const BUNDLED: Option<(&'static str, &'static str)> = Some((
+        include_str!("../../examples/recipes/bundled-dpo.toml"),
+        "examples/recipes/bundled-dpo.toml",
+    ));
 
     fn defaults() -> TrainConfig {
         TrainConfig {

@@ -91,7 +91,7 @@ impl Method for Kto {
         };
         Ok(Self {
             loss,
-            counting: counting(&options, source)?,
+            counting: counting(&options, source),
             reference: Reference::open(config, source, model)?,
             max_seq_len: config.train.max_seq_len,
             batch_size: config.train.batch_size,
@@ -101,9 +101,11 @@ impl Method for Kto {
 
     fn encoder(config: &DpoConfig, source: &Source) -> RowEncoder<JudgedRow> {
         let options = encode_options(config, source);
+        let counting = counting(&config.method, source);
         let (tokenizer, template) = (source.tokenizer.clone(), source.template.clone());
         Arc::new(move |origin, record| {
             let encoded = encode_judged(record, origin, &tokenizer, template.as_deref(), &options)?;
+            encoded.kept().map(|row| counting.compared(row)).transpose()?;
             let desirable = matches!(record, Record::Unpaired { label: true, .. });
             let judged = |row| JudgedRow { row, desirable };
             Ok(one(match encoded {

@@ -64,7 +64,7 @@ impl Method for Dpo {
         };
         Ok(Self {
             losses,
-            counting: counting(&options, source)?,
+            counting: counting(&options, source),
             reference: Reference::open(config, source, model)?,
             rewards: RunningMoments::default(),
             options,
@@ -73,6 +73,7 @@ impl Method for Dpo {
 
     fn encoder(config: &DpoConfig, source: &Source) -> RowEncoder<BranchedRow> {
         let options = encode_options(config, source);
+        let counting = counting(&config.method, source);
         let (tokenizer, template) = (source.tokenizer.clone(), source.template.clone());
         Arc::new(move |origin, record| {
             if matches!(record, Record::Unpaired { .. }) {
@@ -82,10 +83,13 @@ impl Method for Dpo {
             }
             let encoded =
                 encode_branches(record, origin, &tokenizer, template.as_deref(), &options)?;
-            if let Some(row) = encoded.kept().filter(|row| row.branches.len() != 2) {
-                let message =
-                    format!("a row of `{}` completions: expected two", row.branches.len());
-                return Err(Error::data(message).at(&*origin.path, origin.line));
+            if let Some(row) = encoded.kept() {
+                let completions = row.branches.len();
+                if completions != 2 {
+                    let message = format!("a row of `{completions}` completions: expected two");
+                    return Err(Error::data(message).at(&*origin.path, origin.line));
+                }
+                counting.compared(row)?;
             }
             Ok(one(encoded))
         })
@@ -223,13 +227,10 @@ fn chosen_tokens(rows: &[BranchedRow]) -> f64 {
 }
 
 /// What the options say of the tokens that count.
-pub(crate) fn counting(options: &DpoOptions, source: &Source) -> Result<Counting> {
-    let formatting = match options.mask_formatting {
-        // Headers stand between the turns of a completion, where nothing is trained anyway.
-        true => Some(FormattingTokens::of_template(&source.tokenizer, &[])?),
-        false => None,
-    };
-    Ok(Counting { formatting, ld_alpha: options.ld_alpha })
+pub(crate) fn counting(options: &DpoOptions, source: &Source) -> Counting {
+    let formatting =
+        options.mask_formatting.then(|| FormattingTokens::of_tokenizer(&source.tokenizer));
+    Counting { formatting, ld_alpha: options.ld_alpha }
 }
 
 /// What the options say of encoding.
