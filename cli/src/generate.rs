@@ -185,7 +185,12 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         top_logprobs: 0,
     };
     let work = Work { args: &args, rows: &rows, generator: &generator, request };
-    let told = work.run(first, &mut sink, progress.as_mut())?;
+    let mut told = Told::default();
+    if let Sink::File(file) = &sink {
+        told.failed = file.failures().len();
+        told.first_failure = file.failures().first().map(Error::data);
+    }
+    work.run(first, &mut sink, progress.as_mut(), &mut told)?;
     if let Sink::File(file) = sink {
         file.finish()?;
     }
@@ -312,13 +317,13 @@ impl Work<'_> {
         first: u64,
         sink: &mut Sink,
         progress: &mut dyn Progress,
-    ) -> anyhow::Result<Told> {
+        told: &mut Told,
+    ) -> anyhow::Result<()> {
         let interrupt = interrupt::on_ctrl_c()?;
         let options = self.args.model.engine(self.generator);
         let began = Instant::now();
         let total = self.rows.len();
         progress.begin("generating", total, Unit::Rows);
-        let mut told = Told::default();
         let (mut tokens, mut rows_done) = (0, first);
         let reached = std::cell::Cell::new(first);
         let outcome = complete_rows(
@@ -326,7 +331,7 @@ impl Work<'_> {
             options,
             (first..total).map(|row| self.ask(row, &options)),
             |asked, outcome| {
-                self.write(sink, asked, outcome, &mut told)?;
+                self.write(sink, asked, outcome, told)?;
                 reached.set(reached.get() + 1);
                 Ok(())
             },
@@ -354,7 +359,7 @@ impl Work<'_> {
             _ => error,
         })?;
         told.seconds = began.elapsed().as_secs_f64();
-        Ok(told)
+        Ok(())
     }
 
     fn ask(&self, row: u64, options: &EngineOptions) -> (Asked, halter_core::Result<Job>) {

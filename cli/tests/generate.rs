@@ -8,7 +8,7 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Place, command, failures, halter_in, lines, text};
+use support::{Place, command, failures, halter_in, killed_until_done, lines, text};
 
 const MODEL: &[&str] = &["generate", "--model", "bundled", "--seed", "3"];
 
@@ -164,6 +164,32 @@ fn killed_or_interrupted_it_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn killed_again_and_again_it_ends_with_the_same_bytes() {
+    let place = Place::new();
+    many(&place);
+    let options = [SLOW, &["--data", "many.jsonl"]].concat();
+    let began = Instant::now();
+    done(&place, &[&options[..], &["--output", "whole.jsonl"]].concat());
+    let taken = began.elapsed();
+    let (mut seed, mut kills) = (23, 0);
+    for round in 0.. {
+        let name = format!("{round}.jsonl");
+        let goes_on = |stderr: Stdio| {
+            let begun = place.path(&format!("{name}.settings.json")).exists();
+            let resume: &[&str] = if begun { &["--resume"] } else { &[] };
+            let arguments = [MODEL, &options, &["--output", &name], resume].concat();
+            command(place.root(), &arguments).stderr(stderr).spawn().unwrap()
+        };
+        kills += killed_until_done(&place, &mut seed, taken, goes_on, || {});
+        assert_eq!(place.text(&name), place.text("whole.jsonl"), "after {kills} kills");
+        if kills >= 10 {
+            break;
+        }
+        assert!(round < 20, "only {kills} kills in {round} runs");
+    }
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_told_and_resumed_from() {
     let place = Place::new();
@@ -209,6 +235,14 @@ fn a_row_that_cannot_be_answered_is_told_and_the_others_are_answered() {
     let counts: Vec<usize> =
         all.iter().map(|row| row["completions"].as_array().unwrap().len()).collect();
     assert_eq!(counts, [1, 0, 1]);
+    // It is told again by whatever goes on.
+    let again = halter_in(place.root(), &[MODEL, &arguments, &["--resume", "--json"]].concat());
+    assert_eq!(again.status.code(), Some(1));
+    let told = text(&again.stderr);
+    assert!(told.contains("error: 1 row could not be answered"), "{told}");
+    assert!(told.contains("t.jsonl:2: the prompt has `"), "{told}");
+    let told = &rows(&text(&again.stdout))[0];
+    assert_eq!((&told["resumed_after"], &told["failed_rows"]), (&json!(3), &json!(1)));
 }
 
 #[test]

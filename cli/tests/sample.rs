@@ -4,12 +4,14 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use support::{Place, command, halter_in, text};
+use serde_json::{Value, json};
+use support::{Place, SmallDisk, command, halter_in, killed_until_done, lines, text};
 
 const SAMPLE: &[&str] = &[
     "sample",
@@ -144,6 +146,233 @@ fn a_killed_run_goes_on_to_the_same_results() {
     done(&halter_in(place.root(), &best));
     let [completions, kept, pairs] = results(&place.root().join("killed"));
     assert_eq!((completions, kept.as_str(), pairs.as_str()), (whole[0].clone(), "", ""));
+}
+
+#[test]
+fn killed_again_and_again_it_ends_with_the_same_results() {
+    let place = place(40);
+    let options = [SAMPLE, &["--min-score", "-1"]].concat();
+    let began = Instant::now();
+    done(&halter_in(place.root(), &[&options[..], &["--output", "whole"]].concat()));
+    let taken = began.elapsed();
+    let (mut seed, mut kills) = (29, 0);
+    for round in 0.. {
+        let name = format!("{round}");
+        let goes_on = |stderr: Stdio| {
+            let begun = place.path(&name).join("completions.jsonl.settings.json").exists();
+            let resume: &[&str] = if begun { &["--resume"] } else { &[] };
+            let arguments = [&options[..], &["--output", &name], resume].concat();
+            command(place.root(), &arguments).stderr(stderr).spawn().unwrap()
+        };
+        kills += killed_until_done(&place, &mut seed, taken, goes_on, || {});
+        assert_same(&place, &name);
+        if kills >= 10 {
+            break;
+        }
+        assert!(round < 20, "only {kills} kills in {round} runs");
+    }
+}
+
+/// The same results, figures and files as in `whole`.
+#[track_caller]
+fn assert_same(place: &Place, run: &str) {
+    assert_eq!(results(&place.path(run)), results(&place.path("whole")));
+    let figures = |run: &str| {
+        let summary = place.text(&format!("{run}/summary.json"));
+        serde_json::from_str::<Value>(&summary).unwrap()["figures"].clone()
+    };
+    assert_eq!(figures(run), figures("whole"));
+    let names = |run: &str| {
+        let entries = fs::read_dir(place.path(run)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(run), names("whole"));
+}
+
+#[test]
+fn a_full_disk_costs_no_row_and_is_resumed_from() {
+    let place = place(12);
+    let Some(disk) = SmallDisk::mount(&place, "4k") else {
+        println!("skipped: may not mount a small disk");
+        return;
+    };
+    let options = [SAMPLE, &["--min-score", "-1"]].concat();
+    done(&halter_in(place.root(), &[&options[..], &["--output", "whole"]].concat()));
+    let whole = place.text("whole/completions.jsonl");
+    let mut reached = Vec::new();
+    for size in (1..).map(|i| format!("{}k", 4 * i)) {
+        disk.grow(&size);
+        let begun = place.path("disk/run/completions.jsonl.settings.json").exists();
+        let resume: &[&str] = if begun { &["--resume"] } else { &[] };
+        let output =
+            halter_in(place.root(), &[&options[..], &["--output", "disk/run"], resume].concat());
+        if output.status.success() {
+            break;
+        }
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("No space left on device"), "{stderr}");
+        let text = fs::read_to_string(place.path("disk/run/completions.jsonl")).unwrap_or_default();
+        assert!(whole.starts_with(&text) && (text.is_empty() || text.ends_with('\n')), "{text}");
+        assert!(text.is_empty() || stderr.contains("`--resume` goes on"), "{stderr}");
+        reached.push(rows(&text).len());
+        assert!(reached.len() < 50, "{stderr}");
+    }
+    println!("rows that were there when the disk was full: {reached:?}");
+    assert!(reached.is_sorted() && reached.len() >= 3, "{reached:?}");
+    assert!(reached.contains(&12), "never full after the completions: {reached:?}");
+    assert_same(&place, "disk/run");
+}
+
+/// Answers requests on this machine as a judge that fails: by the number in the question it keeps
+/// silent, fails, talks nonsense, or rates.
+fn failing_judge() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    url
+}
+
+fn answer(mut stream: TcpStream) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let asked = String::from_utf8(body).unwrap();
+    let rated = json!({ "choices": [{ "message": { "content": "Rating: 10" } }] }).to_string();
+    let (status, said) = match asked {
+        asked if asked.contains("What is 0 +") => {
+            std::thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        asked if asked.contains("What is 1 +") => ("500 Internal Server Error", "down"),
+        asked if asked.contains("What is 2 +") => ("200 OK", "<html>"),
+        _ => ("200 OK", rated.as_str()),
+    };
+    let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
+    let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n{said}", said.len());
+}
+
+#[test]
+fn a_judge_that_fails_costs_its_rows_and_they_are_counted() {
+    let place = place(5);
+    let url = failing_judge();
+    let judge = format!(
+        "url = '{url}'\nmodel = 'judge'\ntimeout_seconds = 0.5\nretries = 1\nbackoff_seconds = 0\n"
+    );
+    place.write("judge.toml", judge);
+    let options = ["--model", "bundled", "--data", "rows.jsonl", "--num-completions", "2"];
+    let more = ["--max-new-tokens", "8", "--scorer", "judge:judge.toml", "--output", "out"];
+    let run = |resume: &[&str]| {
+        let output = halter_in(place.root(), &[&["sample"], &options[..], &more, resume].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains("0 prompts could not be completed, 6 completions not be scored"));
+    };
+    run(&[]);
+    let all = rows(&place.text("out/completions.jsonl"));
+    for (line, why) in all.iter().zip(["within 0.5 s", "500", "<html>"]) {
+        for completion in line["completions"].as_array().unwrap() {
+            assert!(completion["error"].as_str().unwrap().contains(why), "{completion}");
+            assert!(completion["score"].is_null());
+        }
+    }
+    for line in &all[3..] {
+        assert_eq!(
+            (&line["completions"][0]["score"], &all[3]["error"]),
+            (&json!(1.0), &json!(null))
+        );
+    }
+    // They are counted again where there is nothing left to do.
+    run(&["--resume"]);
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_silent_judge() {
+    let place = place(40);
+    // Every question is about 0, which the judge never answers.
+    let row = json!({ "messages": [{ "role": "user", "content": "What is 0 + 2?" }] });
+    place.write("rows.jsonl", lines((0..40).map(|_| row.clone())));
+    let url = failing_judge();
+    let limits = "timeout_seconds = 2\nretries = 0\nconcurrency = 16";
+    place.write("judge.toml", format!("url = '{url}'\nmodel = 'judge'\n{limits}\n"));
+    let options = ["--model", "bundled", "--data", "rows.jsonl", "--num-completions", "2"];
+    let more = ["--max-new-tokens", "8", "--scorer", "judge:judge.toml", "--output", "out"];
+    let mut child = command(place.root(), &[&["sample"], &options[..], &more].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let path = place.path("out/completions.jsonl");
+    let began = Instant::now();
+    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < 1 {
+        assert!(began.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{stderr}");
+    assert!(stderr.contains("hint: `--resume` goes on"), "{stderr}");
+    // The rows that wait would take 80 seconds.
+    let scored = rows(&fs::read_to_string(&path).unwrap()).len();
+    assert!(scored < 10, "{scored} rows were scored all the same");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn code_that_hangs_or_dies_costs_its_row_only() {
+    let place = place(0);
+    // What the model writes comes after `#`, so that the tests decide what happens.
+    let row =
+        |test: &str| json!({ "prompt": "def f(): return 1 #", "entry_point": "f", "test": test });
+    let tests = [
+        "def check(f): assert f() == 1",
+        "def check(f):\n  while True: pass",
+        "import os\ndef check(f): os._exit(0)",
+        "def check(f): bytearray(1 << 42)",
+        "def check(f):\n  while True: print('x' * 4096)",
+        "def check(f): assert f() == 1",
+    ];
+    let mut all: Vec<Value> = tests.iter().map(|test| row(test)).collect();
+    all.push(json!({ "prompt": "def f(): return 1 #", "entry_point": "f" }));
+    place.write("rows.jsonl", lines(all.into_iter()));
+    let options = ["--model", "bundled", "--data", "rows.jsonl", "--num-completions", "1"];
+    let more = ["--stop", "\n", "--scorer", "code:seconds=1", "--output", "out"];
+    let output = halter_in(place.root(), &[&["sample"], &options[..], &more].concat());
+    let stderr = text(&output.stderr);
+    if stderr.contains("cannot run `python3`") || stderr.contains("cannot be contained here") {
+        println!("skipped: {stderr}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("0 prompts could not be completed, 1 completion not be scored"));
+    let all = rows(&place.text("out/completions.jsonl"));
+    let scores: Vec<_> = all.iter().map(|line| line["completions"][0]["score"].as_f64()).collect();
+    let [one, none] = [Some(1.0), Some(0.0)];
+    assert_eq!(scores, [one, none, none, none, none, one, None], "{all:?}");
+    let details = ["code 1", "out of time", "ended the program", "MemoryError", "too much"];
+    for (line, detail) in all.iter().zip(details) {
+        let told = line["completions"][0]["detail"].as_str().unwrap();
+        assert!(told.contains(detail), "{told}, not {detail}");
+    }
 }
 
 #[test]

@@ -9,7 +9,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use halter_core::model::config::ModelConfig;
 use safetensors::Dtype;
@@ -182,6 +183,83 @@ impl Place {
         let output = self.sft(arguments).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         output
+    }
+}
+
+/// SplitMix64: the moments differ with the machine all the same, but not more than they must.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Waits for the end, but no longer than `limit`.
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait().unwrap() {
+            None if started.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
+            status => return status,
+        }
+    }
+}
+
+/// Kills what `start` starts, with its stderr, at random moments until it ends by itself; returns
+/// how often. `whole` is what it takes undisturbed.
+pub fn killed_until_done(
+    place: &Place,
+    seed: &mut u64,
+    whole: Duration,
+    mut start: impl FnMut(Stdio) -> Child,
+    mut killed: impl FnMut(),
+) -> usize {
+    let mut kills = 0;
+    // Grows, for the sake of machines that get slower meanwhile.
+    let mut most = whole.as_micros() as u64 / 2;
+    loop {
+        let log = fs::File::create(place.path("stderr")).unwrap();
+        let mut child = start(log.into());
+        let limit = Duration::from_micros(random(seed) % most);
+        if let Some(status) = wait(&mut child, limit) {
+            assert!(status.success(), "after {kills} kills: {}", place.text("stderr"));
+            return kills;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        killed();
+        kills += 1;
+        most += most / 50;
+    }
+}
+
+/// A file system of a few kilobytes, where the system lets us have one.
+pub struct SmallDisk<'a> {
+    place: &'a Place,
+}
+
+impl<'a> SmallDisk<'a> {
+    /// `disk/` in `place`.
+    pub fn mount(place: &'a Place, size: &str) -> Option<Self> {
+        fs::create_dir(place.path("disk")).unwrap();
+        let disk = Self { place };
+        disk.call("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).then_some(disk)
+    }
+
+    pub fn grow(&self, size: &str) {
+        assert!(self.call("mount", &["-o", &format!("remount,size={size}")]));
+    }
+
+    fn call(&self, program: &str, arguments: &[&str]) -> bool {
+        let mut command = Command::new(program);
+        let command = command.args(arguments).arg(self.place.path("disk"));
+        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        self.call("umount", &[]);
     }
 }
 

@@ -18,6 +18,8 @@ pub struct ResultFile {
     rows: u64,
     /// Bytes of whole lines.
     len: u64,
+    /// See [`ResultFile::failures`].
+    failures: Vec<String>,
 }
 
 impl ResultFile {
@@ -71,7 +73,7 @@ impl ResultFile {
         atomic_write(Self::settings_path(path), (text + "\n").as_bytes())?;
         let file = OpenOptions::new().append(true).create_new(true).open(path);
         let file = file.map_err(|error| Error::io("create", path, error))?;
-        Ok(Self { path: path.into(), file, rows: 0, len: 0 })
+        Ok(Self { path: path.into(), file, rows: 0, len: 0, failures: Vec::new() })
     }
 
     /// Goes on after the last whole line of a file that was begun with the same settings.
@@ -96,7 +98,7 @@ impl ResultFile {
         let failed = |doing, error| Error::io(doing, path, error);
         let file = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = file.map_err(|error| failed("open", error))?;
-        let (mut rows, mut len) = (0, 0);
+        let (mut rows, mut len, mut failures) = (0, 0, Vec::new());
         let mut reader = BufReader::new(&file);
         let mut line = Vec::new();
         loop {
@@ -105,23 +107,29 @@ impl ResultFile {
             if line.last() != Some(&b'\n') {
                 break;
             }
-            let value: Option<Value> = serde_json::from_slice(&line).ok();
-            if value.and_then(|value| value.get("row")?.as_u64()) != Some(rows) {
+            let value: Value = serde_json::from_slice(&line).unwrap_or_default();
+            if value["row"].as_u64() != Some(rows) {
                 return Err(Error::data(format!("not the result of row `{rows}`"))
                     .at(path, rows as usize + 1)
                     .hint("the file was changed; name another `--output`"));
             }
+            failures.extend(value["error"].as_str().map(str::to_string));
             rows += 1;
             len += read as u64;
         }
         // What a killed program or a full disk left of a line.
         file.set_len(len).map_err(|error| failed("truncate", error))?;
-        Ok(Self { path: path.into(), file, rows, len })
+        Ok(Self { path: path.into(), file, rows, len, failures })
     }
 
     /// Rows that are there.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Why rows had no result that were there when the file was opened: their `error`.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// Adds the next row.

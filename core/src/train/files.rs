@@ -43,6 +43,21 @@ pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
 }
 
+/// Removes the temporary files in `directory` that a killed process left.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove_temporaries(directory: &Path) -> Result<()> {
+    let failed = |doing, error| Error::io(doing, directory, error);
+    for entry in fs::read_dir(directory).map_err(|error| failed("read", error))? {
+        let entry = entry.map_err(|error| failed("read", error))?;
+        if is_temporary(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path()).map_err(|error| failed("clear", error))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the renames and new names in `directory` last through a power cut.
 ///
 /// # Errors
@@ -115,5 +130,19 @@ mod tests {
         assert_eq!(first.parent(), Some(Path::new("a")));
         assert!(is_temporary(first.file_name().unwrap().to_str().unwrap()));
         assert!(!is_temporary("step-10"));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        for path in [&path, &temporary_beside(&path), &dir.path().join(".hidden")] {
+            fs::write(path, "x").unwrap();
+        }
+        remove_temporaries(dir.path()).unwrap();
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".hidden", "rows.jsonl"]);
     }
 }

@@ -93,7 +93,8 @@ pub struct Kept {
 impl Keep {
     /// Scores to choose by: none of what is never kept.
     pub(super) fn scores(completions: &[Scored]) -> Vec<f64> {
-        let score = |c: &Scored| if c.has_ended() { c.value() } else { f64::NAN };
+        let is_whole = |c: &Scored| c.has_ended() && !c.text.trim().is_empty();
+        let score = |c: &Scored| if is_whole(c) { c.value() } else { f64::NAN };
         completions.iter().map(score).collect()
     }
 
@@ -236,19 +237,26 @@ struct Whole<'a> {
 impl<'a> Whole<'a> {
     fn create(path: &'a Path) -> Result<Self> {
         let temporary = temporary_beside(path);
-        let file = File::create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
+        let file = File::create(&temporary).map_err(|e| Error::io("create", path, e))?;
         Ok(Self { path, temporary, file: BufWriter::new(file) })
     }
 
     fn append(&mut self, row: &Value) -> Result<()> {
-        writeln!(self.file, "{row}").map_err(|error| Error::io("write", &self.temporary, error))
+        writeln!(self.file, "{row}").map_err(|error| Error::io("write", self.path, error))
     }
 
-    fn finish(self) -> Result<()> {
-        let failed = |error| Error::io("write", &self.temporary, error);
-        let file = self.file.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.sync_all().map_err(failed)?;
-        std::fs::rename(&self.temporary, self.path).map_err(failed)?;
+    fn finish(mut self) -> Result<()> {
+        let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        written
+            .and_then(|()| std::fs::rename(&self.temporary, self.path))
+            .map_err(|error| Error::io("write", self.path, error))?;
         sync_parent(self.path)
+    }
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        // There is none under this name once the file is complete.
+        let _ = std::fs::remove_file(&self.temporary);
     }
 }

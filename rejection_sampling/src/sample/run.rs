@@ -97,7 +97,7 @@ impl Sampler<'_> {
         let (tokens, outside) = (Cell::new(0), Cell::new(Duration::ZERO));
         let (send, receive) = sync_channel(WAITING);
         let (generated, scored) = std::thread::scope(|scope| {
-            let scoring = scope.spawn(move || self.score_all(&receive, file));
+            let scoring = scope.spawn(move || self.score_all(&receive, file, interrupt));
             let mut open: Option<Asked> = None;
             let ways = self.variants.len() as u64;
             let jobs = (first * ways..total * ways).map(|at| timed(&outside, || self.ask(at)));
@@ -219,16 +219,23 @@ impl Sampler<'_> {
         }
     }
 
-    /// Scores rows as they come, and writes them; returns the time that scorers worked.
-    fn score_all(&self, rows: &Receiver<Asked>, file: &mut ResultFile) -> Result<Duration> {
+    /// Scores rows as they come, and writes them; returns the time that scorers worked. When
+    /// interrupted, rows that wait are not scored: there may be many, and a scorer that is slow.
+    fn score_all(
+        &self,
+        rows: &Receiver<Asked>,
+        file: &mut ResultFile,
+        interrupt: &Interrupt,
+    ) -> Result<Duration> {
         let mut worked = Duration::ZERO;
         for mut asked in rows {
+            interrupt.check()?;
             let began = Instant::now();
-            for (scored, score) in scores(self.scorer, &asked).into_iter().enumerate() {
-                let completion = &mut asked.line.completions[scored];
-                match score {
+            let scores = scores(self.scorer, &asked);
+            for (completion, score) in asked.line.completions.iter_mut().zip(scores) {
+                match score.and_then(finite) {
                     Ok(Score { value, detail }) => {
-                        completion.score = Some(value).filter(|value| value.is_finite());
+                        completion.score = Some(value);
                         completion.detail = detail;
                     }
                     Err(error) => completion.error = Some(error.to_string()),
@@ -238,6 +245,14 @@ impl Sampler<'_> {
             file.append(&asked.line)?;
         }
         Ok(worked)
+    }
+}
+
+/// Refuses a score that JSON has no number for.
+fn finite(score: Score) -> Result<Score> {
+    match score.value.is_finite() {
+        true => Ok(score),
+        false => Err(Error::data(format!("expected a finite score, got `{}`", score.value))),
     }
 }
 

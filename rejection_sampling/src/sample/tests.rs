@@ -1,8 +1,19 @@
 use std::path::Path;
 
+use candle_core::Device;
+use halter_core::data::dataset::DataOptions;
+use halter_core::data::rows::Rows;
+use halter_core::generate::Generator;
+use halter_core::generate::output::ResultFile;
+use halter_core::generate::sampling::Sampling;
+use halter_core::train::interrupt::Interrupt;
+use halter_core::train::progress::Silent;
+use halter_core::train::source::SourceSpec;
+use halter_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::scorer::{Item, Score, Scorer};
 
 fn scored(text: &str, score: Option<f64>, ended: bool) -> Scored {
     Scored {
@@ -29,13 +40,15 @@ fn keep(selection: &str) -> Keep {
 }
 
 #[test]
-fn what_was_cut_off_or_has_no_score_is_never_kept() {
+fn what_was_cut_off_is_empty_or_has_no_score_is_never_kept() {
     let all = [
         scored("#### 5", Some(1.0), false),
         scored("#### 4", Some(0.0), true),
         scored("#### 6", None, true),
         scored("so #### 5", Some(0.9), true),
         scored("so #### 5 ", Some(0.9), true),
+        scored(" ", Some(-1.0), true),
+        scored("", Some(2.0), true),
     ];
     for (selection, want) in
         [("best", &[3][..]), ("above=0", &[3]), ("top=1", &[3]), ("majority", &[3]), ("none", &[])]
@@ -108,4 +121,77 @@ fn figures_are_those_of_the_estimators() {
     assert!(page.contains("&lt;run&gt;") && page.contains("pass@k") && page.contains("#### 1"));
     // Without a least score nothing is accepted or refused.
     assert_eq!(Figures::read(&from, None).unwrap().acceptance, None);
+}
+
+/// Fails in another way on each of the first rows, and stops the run after the fifth where it may.
+struct Failing(Option<Interrupt>);
+
+impl Scorer for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    fn score(&self, item: &Item) -> Result<Score> {
+        if let (Some(interrupt), Some("4")) = (&self.0, item.row["id"].as_str()) {
+            interrupt.set();
+        }
+        match item.row["id"].as_str() {
+            Some("0") => unreachable!("a scorer with a defect"),
+            Some("1") => Err(Error::data("no rating")),
+            Some("2") => Ok(Score::new(f64::NAN)),
+            Some("3") => Ok(Score::new(f64::INFINITY)),
+            _ => Ok(Score::new(1.0)),
+        }
+    }
+}
+
+/// Samples 40 rows of one short completion, and tells how it went.
+fn sample(folder: &Path, scorer: Failing, interrupt: &Interrupt) -> (Result<Outcome>, Vec<Value>) {
+    let data = folder.join("data.jsonl");
+    let rows = (0..40).map(|row| json!({"prompt": "1 + 1", "id": row.to_string()}).to_string());
+    std::fs::write(&data, rows.collect::<Vec<_>>().join("\n")).unwrap();
+    let model = SourceSpec { model: Some("bundled".into()), ..SourceSpec::default() };
+    let generator = Generator::open(&model, &Device::Cpu).unwrap();
+    let rows = Rows::open(&[data.display().to_string()], &DataOptions::default()).unwrap();
+    let results = folder.join("results.jsonl");
+    let mut file = ResultFile::create(&results, &Map::new()).unwrap();
+    let sampler = Sampler {
+        generator: &generator,
+        rows: &rows,
+        scorer: &scorer,
+        variants: &[Variant { sampling: Sampling::default(), system: None, completions: 1 }],
+        max_new_tokens: 2,
+        stop_tokens: &[],
+        stop: &[],
+        seed: 1,
+        engine: generator.engine_options(4, None),
+    };
+    let outcome = sampler.run(0, &mut file, &mut Silent, interrupt);
+    (outcome, read(&results))
+}
+
+#[test]
+fn a_scorer_that_crashes_costs_its_row_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outcome, lines) = sample(folder.path(), Failing(None), &Interrupt::new());
+    outcome.unwrap();
+    assert_eq!(lines.len(), 40);
+    let whys = ["has crashed", "no rating", "a finite score, got `NaN`", "got `inf`"];
+    for (line, why) in lines.iter().zip(whys) {
+        let completion = &line["completions"][0];
+        assert!(completion["error"].as_str().unwrap().contains(why), "{completion}");
+        assert_eq!(completion["score"], Value::Null);
+    }
+    assert!(lines[4..].iter().all(|line| line["completions"][0]["score"] == 1.0));
+    let figures = Figures::read(&folder.path().join("results.jsonl"), None).unwrap();
+    assert_eq!((figures.failed_prompts, figures.unscored, figures.completions), (0, 4, 40));
+}
+
+#[test]
+fn rows_that_wait_for_their_scores_are_left_to_a_resumed_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let interrupt = Interrupt::new();
+    let (outcome, lines) = sample(folder.path(), Failing(Some(interrupt.clone())), &interrupt);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!(lines.len(), 5);
 }

@@ -571,3 +571,38 @@ fn a_guarantee_that_cannot_be_given_is_an_error_unless_given_up() {
     assert!(old.check(false, &[]).is_err(), "an old Landlock lets files be cut");
     assert!(Layers { landlock: Ok(3), ..none }.check(false, &[]).is_ok());
 }
+
+#[test]
+fn an_ordinary_user_is_contained_as_well() {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: this call cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        return println!("skipped: these tests run as an ordinary user already");
+    }
+    const NOBODY: u32 = 65534;
+    let tests = [
+        "a_program_says_hello",
+        "harmful_system_calls_fail",
+        "no_connection_is_made",
+        "no_process_is_started_unless_allowed",
+        "nobody_else_gets_a_signal",
+        "nothing_outside_is_read",
+        "nothing_outside_is_written",
+    ];
+    let output = std::process::Command::new("/proc/self/exe")
+        .args(tests)
+        .arg("--nocapture")
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", "/nonexistent")
+        .env_remove("TMPDIR")
+        .current_dir("/")
+        .gid(NOBODY)
+        .uid(NOBODY)
+        .output()
+        .unwrap();
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    println!("{stdout}{stderr}");
+    assert!(output.status.success() && stdout.contains(" passed; 0 failed; 0 ignored"), "{stdout}");
+    assert!(!stdout.contains(" 0 passed"), "no test of this name");
+}
