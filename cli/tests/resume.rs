@@ -7,11 +7,11 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Place, TINY, text};
+use support::{Place, TINY, killed_until_done, text};
 
 /// Conversations and long texts, which `split` makes several rows of, with evaluations between.
 const RUN: &[&str] = &[
@@ -119,14 +119,6 @@ fn leftovers(place: &Place, run: &str) -> Vec<String> {
         .collect()
 }
 
-/// SplitMix64: the moments differ with the machine all the same, but not more than they must.
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// Starts the run, or goes on with it where there is something to go on with.
 fn start(place: &Place, arguments: &[&str], run: &str, stderr: Stdio) -> Child {
     let mut arguments = arguments.to_vec();
@@ -137,17 +129,6 @@ fn start(place: &Place, arguments: &[&str], run: &str, stderr: Stdio) -> Child {
     place.sft(&arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
 }
 
-/// Waits for the end, but no longer than `limit`.
-fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let started = Instant::now();
-    loop {
-        match child.try_wait().unwrap() {
-            None if started.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
-            status => return status,
-        }
-    }
-}
-
 #[derive(Default)]
 struct Kills {
     all: usize,
@@ -155,41 +136,14 @@ struct Kills {
     in_a_checkpoint: usize,
 }
 
-/// Kills the run at random moments until it ends by itself. `whole` is what it takes undisturbed.
-fn killed_again_and_again(
-    place: &Place,
-    arguments: &[&str],
-    run: &str,
-    seed: &mut u64,
-    whole: Duration,
-) -> Kills {
-    let mut kills = Kills::default();
-    // Grows, for the sake of machines that get slower meanwhile.
-    let mut most = whole.as_micros() as u64 / 2;
-    loop {
-        let log = fs::File::create(place.path("stderr")).unwrap();
-        let mut child = start(place, arguments, run, log.into());
-        let limit = Duration::from_micros(random(seed) % most);
-        if let Some(status) = wait(&mut child, limit) {
-            assert!(status.success(), "after {} kills: {}", kills.all, place.text("stderr"));
-            return kills;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills.all += 1;
-        kills.in_a_checkpoint += usize::from(!leftovers(place, run).is_empty());
-        most += most / 50;
-    }
-}
-
 #[test]
 fn a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits() {
     let place = place_with_base();
     let mut kills = Kills::default();
     let mut seed = 17;
-    for (name, start, more) in [("full", TINY, &[][..]), ("lora", LORA, &[]), ("lean", TINY, LEAN)]
+    for (name, begin, more) in [("full", TINY, &[][..]), ("lora", LORA, &[]), ("lean", TINY, LEAN)]
     {
-        let arguments = arguments(start, more);
+        let arguments = arguments(begin, more);
         let whole = format!("{name}-whole");
         let started = Instant::now();
         place.done(&[arguments.as_slice(), &["--output", whole.as_str()]].concat());
@@ -197,10 +151,12 @@ fn a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits() {
         let enough = kills.all + 20;
         for round in 0.. {
             let run = format!("{name}-{round}");
-            let killed = killed_again_and_again(&place, &arguments, &run, &mut seed, taken);
-            assert_same(&place, &whole, &run, &format!("{} kills", killed.all));
-            kills.all += killed.all;
-            kills.in_a_checkpoint += killed.in_a_checkpoint;
+            let goes_on = |stderr| start(&place, &arguments, &run, stderr);
+            let killed = killed_until_done(&place, &mut seed, taken, goes_on, || {
+                kills.in_a_checkpoint += usize::from(!leftovers(&place, &run).is_empty());
+            });
+            assert_same(&place, &whole, &run, &format!("{killed} kills"));
+            kills.all += killed;
             if kills.all >= enough {
                 break;
             }

@@ -5,9 +5,11 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
 
 use serde_json::{Value, json};
-use support::{halter_in, lines, text};
+use support::{Place, command, halter_in, killed_until_done, lines, text};
 
 /// A directory with pairs: two that differ, one that hardly does, a weak one.
 fn prepared() -> tempfile::TempDir {
@@ -75,6 +77,77 @@ fn a_run_leaves_a_classifier_of_one_label_that_another_run_goes_on_from() {
     let output = halter_in(dir.path(), &["dpo", "--model", "first", "--data", "pairs.jsonl"]);
     let told = text(&output.stderr);
     assert!(told.contains("the model is a reward model"), "{told}");
+}
+
+/// What a run leaves, less what depends on the clock.
+fn remains(place: &Place, run: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let weights = ["model.safetensors", "adapter_model.safetensors"];
+    let weights = weights.into_iter().find(|name| place.path(run).join(name).exists()).unwrap();
+    let last = "checkpoints/step-8";
+    let state = ["weights.safetensors", "optimizer.safetensors"];
+    let mut remains = vec![(weights, place.read(&format!("{run}/{weights}")))];
+    remains.push(("ledger.jsonl", place.read(&format!("{run}/ledger.jsonl"))));
+    remains.extend(state.map(|name| (name, place.read(&format!("{run}/{last}/{name}")))));
+    let metrics: String = place
+        .text(&format!("{run}/metrics.jsonl"))
+        .lines()
+        .map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            for clock in ["seconds", "tokens_per_second"] {
+                line.as_object_mut().unwrap().remove(clock).unwrap();
+            }
+            format!("{line}\n")
+        })
+        .collect();
+    remains.push(("metrics.jsonl", metrics.into_bytes()));
+    let summary: Value = serde_json::from_str(&place.text(&format!("{run}/summary.json"))).unwrap();
+    remains.push(("calibration", summary["calibration"].to_string().into_bytes()));
+    remains
+}
+
+#[test]
+fn a_run_that_is_killed_and_resumed_ends_with_the_same_bits() {
+    let place = Place::new();
+    let message = |role: &str, content: String| json!([{ "role": role, "content": content }]);
+    let ranked = |i: usize| {
+        json!({
+            "prompt": message("user", format!("What is {i} plus {}?", i + 1)),
+            "chosen": message("assistant", format!("It is {}.", 2 * i + 1)),
+            "rejected": message("assistant", format!("Perhaps {} llamas", 3 * i)),
+            "margin": i,
+        })
+    };
+    place.write("pairs.jsonl", lines((0..10).map(ranked)));
+    place.write("held.jsonl", lines((20..23).map(ranked)));
+    let run = "reward --model bundled --data pairs.jsonl --eval-data held.jsonl --eval-every 3 \
+               --max-steps 8 --batch-size 3 --learning-rate 1e-3 --save-every 1";
+    for (name, more) in [("full", ""), ("lora", " --lora-rank 2 --lora-dropout 0.2")] {
+        let given = format!("{run}{more}");
+        let arguments: Vec<&str> = given.split_whitespace().collect();
+        let whole = format!("{name}-whole");
+        let began = Instant::now();
+        let output = halter_in(place.root(), &[&arguments[..], &["--output", &whole]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let taken = began.elapsed();
+        let (mut seed, mut kills) = (31, 0);
+        for round in 0.. {
+            let killed = format!("{name}-{round}");
+            let goes_on = |stderr: Stdio| {
+                let begun = place.path(&killed).join("config.toml").exists();
+                let resume: &[&str] = if begun { &["--resume"] } else { &[] };
+                let arguments = [&arguments[..], &["--output", &killed], resume].concat();
+                command(place.root(), &arguments).stderr(stderr).spawn().unwrap()
+            };
+            kills += killed_until_done(&place, &mut seed, taken, goes_on, || {});
+            for (a, b) in remains(&place, &whole).into_iter().zip(remains(&place, &killed)) {
+                assert!(a == b, "{} differs after {kills} kills", a.0);
+            }
+            if kills >= 5 {
+                break;
+            }
+            assert!(round < 20, "only {kills} kills in {round} runs");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,13 @@
-//! Greedy decoding: with a cache as without one, and as transformers decodes SmolLM2.
+//! Greedy decoding: with a cache as without one, and as transformers decodes SmolLM2; and sampling by
+//! SmolLM2.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
 
 use candle_core::Device;
 use halter_core::data::batch::PackedBatch;
+use halter_core::generate::engine::{Engine, EngineOptions, Event, Request};
+use halter_core::generate::sampling::Sampling;
 use halter_core::generate::{Limits, greedy};
 use halter_core::model::config::ModelConfig;
 use halter_core::model::weights::WeightFiles;
@@ -56,24 +61,83 @@ fn decoding_ends_where_it_is_told_to() {
     assert_eq!(calls, 3);
 }
 
-#[test]
-fn smollm2_continues_ten_prompts_as_transformers_does() {
-    let Some(path) = asset("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+/// SmolLM2, and what transformers makes of fifty prompts.
+fn smollm2() -> Option<(Decoder, Vec<Case>)> {
+    let path = asset("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")?;
     let config = Gguf::open(&path).unwrap().model_config().unwrap();
     let weights = WeightFiles::open(&path).unwrap();
-    let ctx = Context::new(&Device::Cpu);
-    let model = Decoder::load(config, &weights, Base::Trainable, ctx).unwrap();
+    let model =
+        Decoder::load(config, &weights, Base::Trainable, Context::new(&Device::Cpu)).unwrap();
     let text = std::fs::read_to_string(golden("smollm2/greedy.json")).unwrap();
-    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let ids = |value: &serde_json::Value| -> Vec<u32> {
-        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-    };
-    let cases = expected["rows"].as_array().unwrap();
-    assert_eq!(cases.len(), 10);
-    let prompts: Vec<Vec<u32>> = cases.iter().map(|case| ids(&case["prompt_ids"])).collect();
-    let limits = Limits { max_new_tokens: 32, stop_tokens: &[2] };
-    let completions = greedy(&model, &prompts, limits, |_| Ok(())).unwrap();
-    for (case, completion) in cases.iter().zip(&completions) {
-        assert_eq!(*completion, ids(&case["new_ids"]));
+    let cases: Golden = serde_json::from_str(&text).unwrap();
+    assert_eq!(cases.rows.len(), 50);
+    Some((model, cases.rows))
+}
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    rows: Vec<Case>,
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    prompt_ids: Vec<u32>,
+    new_ids: Vec<u32>,
+    /// The step from which on another order of summation may continue otherwise.
+    tie: Option<usize>,
+}
+
+#[test]
+fn smollm2_continues_fifty_prompts_as_transformers_does_together_and_one_by_one() {
+    let Some((model, cases)) = smollm2() else { return };
+    let prompts: Vec<Vec<u32>> = cases.iter().map(|case| case.prompt_ids.clone()).collect();
+    let limits = Limits { max_new_tokens: 16, stop_tokens: &[2] };
+    let together = greedy(&model, &prompts, limits, |_| Ok(())).unwrap();
+    let mut compared = 0;
+    for (row, case) in cases.iter().enumerate() {
+        let decided = case.tie.unwrap_or(case.new_ids.len());
+        assert_eq!(together[row][..decided], case.new_ids[..decided], "row {row}");
+        compared += decided;
+        let alone = greedy(&model, &prompts[row..=row], limits, |_| Ok(())).unwrap();
+        assert_eq!(alone[0], together[row], "row {row}");
+    }
+    assert!(compared > 700, "{compared}");
+}
+
+/// What each request got.
+fn sampled(model: &Decoder, requests: &[Request]) -> BTreeMap<u64, Vec<Event>> {
+    let mut engine = Engine::new(model, EngineOptions::default());
+    requests.iter().for_each(|request| engine.submit(request.clone()).unwrap());
+    let mut got: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            got.entry(event.request).or_default().push(event);
+        }
+    }
+    got
+}
+
+#[test]
+fn smollm2_samples_fifty_prompts_the_same_together_and_alone_to_the_bit() {
+    let Some((model, cases)) = smollm2() else { return };
+    let requests: Vec<Request> = (0..)
+        .zip(cases)
+        .map(|(row, case)| Request {
+            id: row,
+            prompt: case.prompt_ids,
+            completions: 1,
+            max_new_tokens: 8,
+            stop_tokens: vec![2],
+            sampling: Sampling { top_p: 0.95, ..Sampling::default() },
+            seed: 7,
+            row,
+            top_logprobs: 0,
+        })
+        .collect();
+    let together = sampled(&model, &requests);
+    assert_eq!(together.len(), 50);
+    for request in &requests {
+        let alone = sampled(&model, std::slice::from_ref(request));
+        assert_eq!(alone[&request.id], together[&request.id], "row {}", request.row);
     }
 }
