@@ -169,24 +169,21 @@ impl Report {
 }
 
 /// The curves of a run's metrics. `loss` and `eval/loss` share a chart, as do all keys with the
-/// same word before the `/` (`rewards/chosen`, `rewards/rejected`).
+/// same word before the `/` (`rewards/chosen`, `rewards/rejected`, `eval/rewards/chosen`), but for
+/// `accuracies`.
 pub fn curves_of(steps: &[StepMetrics]) -> Vec<Curve> {
     let mut curves: Vec<Curve> = Vec::new();
     for metrics in steps {
         for (key, value) in metrics.values() {
-            let (chart, name) = match key {
-                "epoch" | "num_tokens" | "supervised_tokens" | "seconds" => continue,
-                _ => match key.split_once('/') {
-                    Some(("eval", key)) => (key, "eval"),
-                    Some((chart, name)) => (chart, name),
-                    None => (key, "train"),
-                },
-            };
+            if ["epoch", "num_tokens", "supervised_tokens", "seconds"].contains(&key) {
+                continue;
+            }
+            let (chart, name) = chart_of(key);
             match curves.iter_mut().find(|curve| curve.chart == chart && curve.name == name) {
                 Some(curve) => curve.points.push((metrics.step, value)),
                 None => curves.push(Curve {
                     chart: chart.to_string(),
-                    name: name.to_string(),
+                    name,
                     points: vec![(metrics.step, value)],
                 }),
             }
@@ -197,10 +194,24 @@ pub fn curves_of(steps: &[StepMetrics]) -> Vec<Curve> {
         let known = ["loss", "mean_token_accuracy", "learning_rate", "grad_norm"];
         let chart = known.iter().position(|known| *known == curve.chart);
         let last = usize::from(curve.chart == "tokens_per_second");
-        (last, chart.unwrap_or(known.len()), curve.name == "eval")
+        (last, chart.unwrap_or(known.len()), curve.name.starts_with("eval"))
     };
     curves.sort_by_key(place);
     curves
+}
+
+/// The chart of a key of the metrics, and its name there.
+fn chart_of(key: &str) -> (&str, String) {
+    let (side, key) = match key.strip_prefix("eval/") {
+        Some(key) => ("eval", key),
+        None => ("train", key),
+    };
+    match key.split_once('/') {
+        // a share, beside which the others would be flat
+        Some((_, "accuracies")) | None => (key, side.into()),
+        Some((chart, name)) if side == "eval" => (chart, format!("eval {name}")),
+        Some((chart, name)) => (chart, name.into()),
+    }
 }
 
 /// The figures of a run without a summary: how far it is.

@@ -83,7 +83,13 @@ fn an_empty_report_is_a_page_with_a_title() {
 #[test]
 fn training_and_evaluation_share_a_chart() {
     let mut steps: Vec<_> = (1..=4).map(metrics).collect();
-    for (key, value) in [("eval/loss", 1.5), ("rewards/chosen", 0.1), ("rewards/rejected", -0.1)] {
+    for (key, value) in [
+        ("eval/loss", 1.5),
+        ("rewards/chosen", 0.1),
+        ("rewards/rejected", -0.1),
+        ("rewards/accuracies", 0.9),
+        ("eval/rewards/chosen", 0.2),
+    ] {
         steps[3].extra.insert(key.to_string(), value);
     }
     let curves = curves_of(&steps);
@@ -95,11 +101,13 @@ fn training_and_evaluation_share_a_chart() {
             "loss train 4",
             "loss eval 1",
             "learning_rate train 4",
+            "rewards/accuracies train 1",
             "rewards chosen 1",
-            "rewards rejected 1"
+            "rewards rejected 1",
+            "rewards eval chosen 1"
         ]
     );
-    assert_eq!(charts(&curves).len(), 3);
+    assert_eq!(charts(&curves).len(), 4);
 }
 
 #[test]
