@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("HALTER_ASSETS") or ROOT / "assets")
 ROWS = ROOT / "oracle" / "golden" / "smollm2" / "sft_rows.jsonl"
+# An allocator that keeps what it has.
+TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 # What makes a contender keep to instructions that the machine has more than.
 ISA = {
     "avx2": {

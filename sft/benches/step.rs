@@ -19,6 +19,7 @@ use halter_core::train::method::StepOptions;
 use halter_core::train::optimizer::{AdamW, AdamWConfig};
 use halter_sft::step::accumulate;
 use halter_testkit::peak::{ShareOfPeak, criterion};
+use halter_testkit::smollm2_config;
 
 type Criterion = criterion::Criterion<ShareOfPeak>;
 
@@ -26,13 +27,7 @@ const ROWS: usize = 4;
 const LENGTH: usize = 512;
 
 fn model() -> Decoder {
-    let json = serde_json::json!({
-        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 4, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
-        "tie_word_embeddings": true, "hidden_act": "silu",
-    });
-    let config = ModelConfig::from_json(&json, "config.json").unwrap();
+    let config = ModelConfig::from_json(&smollm2_config(4), "config.json").unwrap();
     Decoder::fresh(config, 1, Context::new(&Device::Cpu)).unwrap()
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
 
 /// The repository's root.
 pub fn root() -> PathBuf {
@@ -28,6 +29,16 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     }
     eprintln!("skipped: `{}` is not there (run scripts/fetch-assets)", found.display());
     None
+}
+
+/// `config.json` of SmolLM2-135M, with so many blocks.
+pub fn smollm2_config(blocks: usize) -> Value {
+    json!({
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": blocks, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
+        "tie_word_embeddings": true, "hidden_act": "silu",
+    })
 }
 
 /// All tensors of a safetensors file.
