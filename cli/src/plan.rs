@@ -2,29 +2,65 @@
 
 use std::io::Write;
 
+use clap::Subcommand;
 use halter_core::memory::plan::gigabytes;
+use halter_core::train::config::Config;
+use halter_core::train::method::Method;
 use halter_core::train::progress::counted;
 use halter_core::train::run::Prepared;
 use halter_core::train::run_dir::Start;
+use halter_dpo::loss::Losses;
+use halter_dpo::{Dpo, Kto};
+use halter_rejection_sampling::Reward;
 use halter_sft::Sft;
 use serde_json::json;
 
+use crate::dpo::DpoArgs;
+use crate::reward::RewardArgs;
 use crate::sft::SftArgs;
 use crate::train::Options;
 use crate::{Context, progress};
 
-/// Predict peak memory and time of a fine-tuning run
+/// Predict peak memory and time of a run: of `halter sft`, or of the command that comes next
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
-    options: Options<SftArgs>,
+    sft: Options<SftArgs>,
+}
+
+/// The command that is planned, with its options.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Supervised fine-tuning
+    Sft(Box<Options<SftArgs>>),
+    /// Preference optimisation
+    Dpo(Box<Options<DpoArgs>>),
+    /// A reward model
+    Reward(Box<Options<RewardArgs>>),
 }
 
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    match args.command {
+        None => plan::<Sft>(&args.sft.resolve()?, context),
+        Some(Command::Sft(options)) => plan::<Sft>(&options.resolve()?, context),
+        Some(Command::Dpo(options)) => {
+            let config = options.resolve()?;
+            match config.method.loss {
+                Losses::Pairs(_) => plan::<Dpo>(&config, context),
+                Losses::Unpaired(_) => plan::<Kto>(&config, context),
+            }
+        }
+        Some(Command::Reward(options)) => plan::<Reward>(&options.resolve()?, context),
+    }
+}
+
+fn plan<M: Method>(config: &Config<M::Options>, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
-    let config = args.options.resolve()?;
-    let prepared = Prepared::<Sft>::new(&config, Start::Fresh, progress.as_mut())?;
+    let prepared = Prepared::<M>::new(config, Start::Fresh, progress.as_mut())?;
     prepared.introduce(progress.as_mut());
     let plan = &prepared.plan;
     if !context.json {

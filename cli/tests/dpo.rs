@@ -252,6 +252,10 @@ fn log_probs_are_taken_before_memory_is_needed_for_the_steps() {
     let saved = planned(&[]) - planned(&[PRECOMPUTE]);
     assert!(saved.abs_diff(weights) < weights / 10, "{saved} {weights}");
     assert_eq!(planned(&["--ref-model", "base", PRECOMPUTE]), planned(&[PRECOMPUTE]));
+    let plan = [&["plan", "dpo", "--json"], PAIRS].concat();
+    let output = command(place.root(), &plan).output().unwrap();
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["peak_bytes"], planned(&[]));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use halter_core::data::branched::BranchedRow;
 use halter_core::data::encoded::{Encoded, TokenCount};
 use halter_core::data::record::{Origin, Record};
+use halter_core::memory::plan::Needs;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
 use halter_core::model::param::Grads;
@@ -118,8 +119,15 @@ impl Method for Kto {
         })
     }
 
-    fn memory(&self) -> Vec<(&'static str, usize)> {
-        self.reference.memory()
+    fn needs(&self) -> Needs {
+        let reference = usize::from(self.reference.is_held());
+        // The completions of other prompts go through both.
+        let mismatched = usize::from(self.loss.estimates_kl()) * (1 + reference);
+        Needs {
+            memory: self.reference.memory(),
+            forward_passes: reference + mismatched,
+            ..Needs::default()
+        }
     }
 
     fn begin(
@@ -319,7 +327,7 @@ fn note_margin(figures: &mut Figures) {
 /// Each prompt with the completion of the row before it, the first with the last one's, as TRL's
 /// KTOTrainer has them; none where the loss wants no KL. What is beyond `max_seq_len` is cut off.
 fn mismatched(loss: UnpairedLoss, rows: &[JudgedRow], max_seq_len: usize) -> Vec<BranchedRow> {
-    if loss == UnpairedLoss::ApoZeroUnpaired {
+    if !loss.estimates_kl() {
         return Vec::new();
     }
     let before = |at: usize| &rows[(at + rows.len() - 1) % rows.len()].row.branches;

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use halter_core::data::branched::BranchedRow;
 use halter_core::data::encoded::Encoded;
 use halter_core::data::record::Record;
+use halter_core::memory::plan::Needs;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
 use halter_core::model::param::Grads;
@@ -95,8 +96,12 @@ impl Method for Dpo {
         })
     }
 
-    fn memory(&self) -> Vec<(&'static str, usize)> {
-        self.reference.memory()
+    fn needs(&self) -> Needs {
+        Needs {
+            memory: self.reference.memory(),
+            forward_passes: usize::from(self.reference.is_held()),
+            whole_step: self.losses.compares_pairs(),
+        }
     }
 
     fn begin(

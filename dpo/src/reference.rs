@@ -110,6 +110,11 @@ impl Reference {
         if self.bytes > 0 { vec![("reference", self.bytes)] } else { Vec::new() }
     }
 
+    /// Whether each step computes it.
+    pub fn is_held(&self) -> bool {
+        matches!(self.held, Held::WithoutAdapter | Held::Model(_))
+    }
+
     /// What it was when the run began, for a checkpoint.
     pub fn fingerprint(&self) -> Option<&str> {
         self.fingerprint.as_deref()

@@ -56,6 +56,17 @@ impl PlanInput {
     }
 }
 
+/// What a method needs beside the pass that it trains.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes that it holds beside the model, by name.
+    pub memory: Vec<(&'static str, usize)>,
+    /// Forward passes over the rows of a step of which nothing is kept.
+    pub forward_passes: usize,
+    /// Whether a step is one microbatch.
+    pub whole_step: bool,
+}
+
 /// What the planner is told about evaluations.
 #[derive(Debug, Clone, Copy)]
 pub struct EvaluationInput {
@@ -86,8 +97,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans for `model`, with its trained parameters chosen, beside what a method holds itself.
-    pub fn new(model: &Decoder, beside: &[(&'static str, usize)], input: PlanInput) -> Self {
+    /// Plans for `model`, with its trained parameters chosen, and a method with such `needs`.
+    pub fn new(model: &Decoder, needs: &Needs, input: PlanInput) -> Self {
         let config = &model.config;
         let width = Width::of(config);
         let blocks = config.num_hidden_layers;
@@ -99,7 +110,7 @@ impl Plan {
         };
         // A row longer than the microbatch is a microbatch of its own.
         let step = (input.tokens_per_step().ceil() as usize).max(1);
-        let tokens = match input.optimizer_in_backward {
+        let tokens = match input.optimizer_in_backward || needs.whole_step {
             true => step,
             false => microbatch_tokens.max(input.longest_row).min(step),
         };
@@ -108,7 +119,7 @@ impl Plan {
         let boundaries = 4 * tokens * (config.hidden_size * (blocks + 1) + width.working);
         let head = head_bytes(config, input, tokens);
         let mut parts = fixed_parts(model, input);
-        parts.extend(beside);
+        parts.extend(&needs.memory);
         parts.extend([("boundaries and scratch", boundaries), ("head", head)]);
         let without_kept: usize = parts.iter().map(|(_, bytes)| bytes).sum();
         let kept_block = 4 * tokens * width.kept;
@@ -127,7 +138,7 @@ impl Plan {
             let beyond = bytes.saturating_sub(boundaries + head + kept);
             parts.push(("evaluation beyond a step", beyond));
         }
-        let operations = step_operations(model, input, blocks - keep_blocks);
+        let operations = step_operations(model, input, needs, blocks - keep_blocks);
         let seconds_per_step = operations / (product_speed(config.hidden_size) * STEP_EFFICIENCY);
         Self {
             microbatch_tokens,
@@ -249,7 +260,7 @@ fn evaluation_bytes(
 }
 
 /// Multiplications and additions of a step, those of attention at what they cost.
-fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 {
+fn step_operations(model: &Decoder, input: PlanInput, needs: &Needs, recomputed: usize) -> f64 {
     let config = &model.config;
     let matrices = |params: Vec<&Param>| -> f64 {
         params.iter().filter(|p| p.dims().len() == 2).map(|p| p.elem_count() as f64).sum()
@@ -263,10 +274,11 @@ fn step_operations(model: &Decoder, input: PlanInput, recomputed: usize) -> f64 
     let head_trained = if model.head().is_trained() { 1.0 } else { 0.0 };
     let width = (config.num_attention_heads * config.head_dim) as f64;
     let attention = ATTENTION_COST * input.mean_row * width;
+    let passes = needs.forward_passes as f64;
     // Forward, forward again where recomputed, input gradients, weight gradients.
     let per_token = blocks * (4.0 * block + 2.0 * trained_block + 7.0 * attention)
-        + recomputed as f64 * (2.0 * block + 2.0 * attention)
-        + input.trained_share * head * (6.0 + 2.0 * head_trained);
+        + (recomputed as f64 + passes * blocks) * (2.0 * block + 2.0 * attention)
+        + input.trained_share * head * (6.0 + 2.0 * head_trained + 2.0 * passes);
     per_token * input.tokens_per_step()
 }
 
@@ -335,7 +347,11 @@ mod tests {
     fn microbatches_are_near_what_a_step_has() {
         let model = model();
         let chosen = |mean_row, microbatch_tokens| {
-            let plan = Plan::new(&model, &[], PlanInput { mean_row, microbatch_tokens, ..INPUT });
+            let plan = Plan::new(
+                &model,
+                &Needs::default(),
+                PlanInput { mean_row, microbatch_tokens, ..INPUT },
+            );
             (plan.microbatch_tokens, plan.evaluation_tokens)
         };
         assert_eq!(chosen(100.0, 0), (2200, 1100));
@@ -348,8 +364,9 @@ mod tests {
     #[test]
     fn the_peak_is_that_of_an_evaluation_where_it_needs_more_than_a_step() {
         let model = model();
-        let peak =
-            |evaluation| Plan::new(&model, &[], PlanInput { evaluation, ..INPUT }).peak_bytes();
+        let peak = |evaluation| {
+            Plan::new(&model, &Needs::default(), PlanInput { evaluation, ..INPUT }).peak_bytes()
+        };
         let of = |longest_row, cached_tokens| {
             Some(EvaluationInput { tokens: 1_000_000, longest_row, cached_tokens })
         };
@@ -365,7 +382,7 @@ mod tests {
     fn memory_modes_are_counted() {
         let model = model();
         let part = |input, name| {
-            let plan = Plan::new(&model, &[], input);
+            let plan = Plan::new(&model, &Needs::default(), input);
             plan.parts.iter().find(|(part, _)| *part == name).unwrap().1
         };
         let trained: usize = model.trained().iter().map(|param| param.elem_count()).sum();
@@ -386,15 +403,38 @@ mod tests {
     #[test]
     fn attention_is_counted_for_rows_as_they_are() {
         let model = model();
-        let operations = |input| step_operations(&model, input, 0);
+        let operations = |input| step_operations(&model, input, &Needs::default(), 0);
         assert_eq!(operations(PlanInput { longest_row: 4096, ..INPUT }), operations(INPUT));
         let long = PlanInput { mean_row: 1100.0, rows_per_step: 1, ..INPUT };
         assert!(operations(long) > operations(INPUT));
     }
 
     #[test]
+    fn a_forward_pass_beside_is_about_a_third_of_a_step_that_trains_everything() {
+        let model = model();
+        let operations = |forward_passes| {
+            let needs = Needs { forward_passes, ..Needs::default() };
+            step_operations(&model, INPUT, &needs, 0)
+        };
+        // 2 of 6 operations of a product, 2 of 7 of attention.
+        let share = (operations(2) - operations(0)) / operations(0);
+        assert!((4.0 / 7.0..2.0 / 3.0).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn a_step_that_is_one_microbatch_needs_room_for_all_its_rows() {
+        let model = model();
+        let peak = |whole_step| {
+            let needs = Needs { whole_step, ..Needs::default() };
+            let input = PlanInput { microbatch_tokens: 64, longest_row: 64, ..INPUT };
+            Plan::new(&model, &needs, input).peak_bytes()
+        };
+        assert!(peak(true) > peak(false));
+    }
+
+    #[test]
     fn a_run_that_does_not_fit_is_refused_with_the_sum() {
-        let mut plan = Plan::new(&model(), &[], INPUT);
+        let mut plan = Plan::new(&model(), &Needs::default(), INPUT);
         plan.available = Some(plan.peak_bytes());
         plan.check().unwrap();
         plan.available = Some(plan.peak_bytes() - 1);

@@ -16,6 +16,7 @@ use super::summary::CalibrationBin;
 use crate::Result;
 use crate::data::encoded::{Encoded, TokenCount};
 use crate::data::record::{Origin, Record, Row};
+use crate::memory::plan::Needs;
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::param::Grads;
@@ -151,9 +152,9 @@ pub trait Method: Sized {
     /// What turns records into rows, before there is a model.
     fn encoder(config: &Config<Self::Options>, source: &Source) -> RowEncoder<Self::Row>;
 
-    /// Bytes that it holds beside the model, by name.
-    fn memory(&self) -> Vec<(&'static str, usize)> {
-        Vec::new()
+    /// What the plan counts beside the pass that is trained.
+    fn needs(&self) -> Needs {
+        Needs::default()
     }
 
     /// Prepares what must be there before the first step. A resumed run does it as well, with the

@@ -20,6 +20,11 @@ impl UnpairedLoss {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Kto, Self::ApoZeroUnpaired];
 
+    /// Whether it wants completions of other prompts, to estimate the KL from.
+    pub fn estimates_kl(self) -> bool {
+        self == Self::Kto
+    }
+
     /// The name of configurations and command lines.
     pub fn name(self) -> &'static str {
         match self {

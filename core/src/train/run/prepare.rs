@@ -232,7 +232,7 @@ fn plan<M: Method>(
     let tokens = rows.tokens() as f64;
     Ok(Plan::new(
         model,
-        &method.memory(),
+        &method.needs(),
         PlanInput {
             microbatch_tokens: config.microbatch_tokens,
             rows_per_step: config.batch_size,
