@@ -230,6 +230,8 @@ fn plan<M: Method>(
         rows.extend(encoder(&origin, &record)?.into_kept().unwrap_or_default());
     }
     let tokens = rows.tokens() as f64;
+    // A row of several completions may be longer than each of them may be.
+    let longest_seen = rows.iter().map(TokenCount::tokens).max().unwrap_or(0);
     Ok(Plan::new(
         model,
         &method.needs(),
@@ -237,7 +239,7 @@ fn plan<M: Method>(
             microbatch_tokens: config.microbatch_tokens,
             rows_per_step: config.batch_size,
             mean_row: tokens / rows.len().max(1) as f64,
-            longest_row: config.max_seq_len,
+            longest_row: config.max_seq_len.max(longest_seen),
             trained_share: rows.trained_tokens() as f64 / tokens.max(1.0),
             keep_blocks: config.keep_blocks,
             optim: config.optim,
