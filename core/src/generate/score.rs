@@ -1,6 +1,6 @@
 //! Log-probs of tokens that are there already.
 
-use super::engine::likeliest_few;
+use crate::ops::top::likeliest_few;
 use super::forward::{Input, forward, logits};
 use super::pages::{PAGE, PageId, Pages};
 use super::sampling::log_sum_exp;
