@@ -39,8 +39,10 @@ impl Case {
             "forward_kl" => Divergence::ForwardKl,
             "reverse_kl" => Divergence::ReverseKl,
             "jsd" => Divergence::Jsd(self.beta.unwrap()),
-            "tv" => Divergence::TotalVariation,
-            other => panic!("{other}"),
+            other => {
+                assert_eq!(other, "tv");
+                Divergence::TotalVariation
+            }
         };
         Comparison { divergence, temperature: self.temperature }
     }
@@ -109,7 +111,8 @@ fn losses_and_gradients_are_those_of_trl_and_torch() {
     for case in &cases {
         let what = format!("{} {:?} {} {:?}", case.divergence, case.beta, case.temperature, case.k);
         for (ctx, dtype) in contexts() {
-            let what = format!("{what} {dtype:?}, fused: {}", ctx.is_fused(&matrix(&student, dtype)));
+            let what =
+                format!("{what} {dtype:?}, fused: {}", ctx.is_fused(&matrix(&student, dtype)));
             let rows = || match case.top() {
                 Some(top) => TeacherRows::Top(top),
                 None => TeacherRows::Logits(matrix(&teacher, dtype).into()),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use candle_core::Device;
+use halter_core::Result;
 use halter_core::data::batch::PackedBatch;
 use halter_core::data::dataset::Dataset;
 use halter_core::data::encoded::TokenCount;
@@ -14,7 +15,6 @@ use halter_core::ops::divergence::{TeacherRows, TopLogps};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::train::source::Source;
-use halter_core::Result;
 use serde::Serialize;
 
 use crate::store::{Header, Key, Store, StoreWriter, sequences};
@@ -180,22 +180,22 @@ impl Taker {
             start = range.end;
             let TeacherRows::Top(told) = reading.rows(range)? else { continue };
             self.writer.append(key, &told, 0..positions)?;
-            self.measure(&told);
+            measure(&self.header, &told, &mut self.found);
             self.found.taken += 1;
             self.found.rows += 1;
             self.found.positions += positions;
         }
         Ok(())
     }
+}
 
-    fn measure(&mut self, told: &TopLogps) {
-        let read = self.header.rounded(told);
-        let kl = |p: f32, q: f32| f64::from(p).exp() * (f64::from(p) - f64::from(q));
-        let logps = told.logps.iter().zip(&read.logps);
-        let rest = told.rest.iter().zip(&read.rest).filter(|(p, _)| **p > -RANGE_OF_MASS);
-        self.found.rounding_kl += logps.chain(rest).map(|(&p, &q)| kl(p, q)).sum::<f64>();
-        self.found.rest_mass += told.rest.iter().map(|&logp| f64::from(logp).exp()).sum::<f64>();
-    }
+fn measure(header: &Header, told: &TopLogps, found: &mut Captured) {
+    let read = header.rounded(told);
+    let kl = |p: f32, q: f32| f64::from(p).exp() * (f64::from(p) - f64::from(q));
+    let logps = told.logps.iter().zip(&read.logps);
+    let rest = told.rest.iter().zip(&read.rest).filter(|(p, _)| **p > -RANGE_OF_MASS);
+    found.rounding_kl += logps.chain(rest).map(|(&p, &q)| kl(p, q)).sum::<f64>();
+    found.rest_mass += told.rest.iter().map(|&logp| f64::from(logp).exp()).sum::<f64>();
 }
 
 /// Log-probs below its negative have no mass that counts.

@@ -111,7 +111,12 @@ impl MethodOptions for DistillOptions {
     fn validate(&self, _train: &TrainConfig) -> Result<()> {
         let checks = [
             ("temperature", self.temperature, self.temperature > 0.0, "above zero"),
-            ("divergence-weight", self.divergence_weight, self.divergence_weight > 0.0, "above zero"),
+            (
+                "divergence-weight",
+                self.divergence_weight,
+                self.divergence_weight > 0.0,
+                "above zero",
+            ),
             ("ce-weight", self.ce_weight, self.ce_weight >= 0.0, "0 or more"),
             ("beta", self.beta, self.beta > 0.0 && self.beta < 1.0, "between 0 and 1"),
         ];
@@ -123,7 +128,8 @@ impl MethodOptions for DistillOptions {
         if self.divergence != DivergenceKind::Jsd && self.beta != Self::default().beta {
             return Err(Error::config("`beta` has no effect").hint("it is of `--divergence jsd`"));
         }
-        if self.teacher_logps.is_some() && (self.teacher.is_some() || self.teacher_top_k.is_some()) {
+        if self.teacher_logps.is_some() && (self.teacher.is_some() || self.teacher_top_k.is_some())
+        {
             return Err(Error::config("`teacher-logps` beside `teacher` or `teacher-top-k`")
                 .hint("the file says both: give it alone"));
         }

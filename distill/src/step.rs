@@ -74,8 +74,7 @@ pub fn evaluate(
     microbatch_tokens: usize,
     interrupt: &Interrupt,
 ) -> Result<Figures> {
-    let charge =
-        Charge { divergence: distill.divergence_weight, cross_entropy: distill.ce_weight };
+    let charge = Charge { divergence: distill.divergence_weight, cross_entropy: distill.ce_weight };
     let mut figures = Figures::default();
     for batch in packed(rows, microbatch_tokens) {
         let batch = batch?;

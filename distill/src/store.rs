@@ -251,12 +251,8 @@ impl StoreWriter {
                 .in_file(path)
                 .hint("give another `--output`, or the same `--teacher` and options"));
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(told)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(told)?;
         match &known {
             Some(store) => {
                 file.set_len(store.end as u64).map_err(told)?;
@@ -321,8 +317,11 @@ fn record(bytes: &[u8], start: usize, header: &Header) -> Option<(Key, usize, us
         .checked_mul(header.position_bytes())
         .and_then(|bytes| start.checked_add(KEY_BYTES + 4)?.checked_add(bytes))?;
     let sum = bytes.get(end..end.checked_add(SUM_BYTES)?)?;
-    (blake3::hash(bytes.get(start..end)?).as_bytes()[..SUM_BYTES] == *sum)
-        .then_some((Key(*key), positions, end + SUM_BYTES))
+    (blake3::hash(bytes.get(start..end)?).as_bytes()[..SUM_BYTES] == *sum).then_some((
+        Key(*key),
+        positions,
+        end + SUM_BYTES,
+    ))
 }
 
 #[cfg(test)]
@@ -350,7 +349,7 @@ mod tests {
                 input_ids: ids.to_vec(),
                 completion_mask: (0..ids.len()).map(|at| at >= *prompt).collect(),
                 prompt_is_prefix: true,
-                origin: Origin { path: "".into(), line: 1 },
+                origin: Origin { path: std::sync::Arc::default(), line: 1 },
             })
             .collect();
         PackedBatch::from_rows(&rows).unwrap()
@@ -389,7 +388,8 @@ mod tests {
         assert_eq!((store.len(), store.damaged_bytes()), (2, 0));
         let read = store.read(&both).unwrap();
         assert_eq!(read.ids, all.ids);
-        for (read, all) in read.logps.iter().zip(&all.logps).chain(read.rest.iter().zip(&all.rest)) {
+        for (read, all) in read.logps.iter().zip(&all.logps).chain(read.rest.iter().zip(&all.rest))
+        {
             assert!((read - all).abs() < 5e-4, "{read} {all}");
         }
         // In any company.
@@ -450,7 +450,8 @@ mod tests {
     fn other_files_are_refused_and_stay_as_they_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        for bytes in [&b""[..], b"{}", b"HALTTOP1", b"HALTTOP1\xff\xff\xff\xff{}", b"HALTTOP1\x02\0\0\0{}"]
+        for bytes in
+            [&b""[..], b"{}", b"HALTTOP1", b"HALTTOP1\xff\xff\xff\xff{}", b"HALTTOP1\x02\0\0\0{}"]
         {
             std::fs::write(&path, bytes).unwrap();
             Store::open(&path).unwrap_err();

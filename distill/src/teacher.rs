@@ -18,7 +18,7 @@ use crate::store::Store;
 #[derive(Debug)]
 pub enum Teacher {
     /// In this process.
-    Model(ModelTeacher),
+    Model(Box<ModelTeacher>),
     /// What one said before.
     Store(Store),
 }
@@ -65,7 +65,8 @@ impl Teacher {
         let mut other = Source::open(&spec)?;
         same_tokens(&name, &other, source)?;
         let model = other.decoder(Base::Frozen, device, config.train.seed)?;
-        Ok(Self::Model(ModelTeacher::new(model, options.teacher_top_k, options.temperature)))
+        let model = ModelTeacher::new(model, options.teacher_top_k, options.temperature);
+        Ok(Self::Model(Box::new(model)))
     }
 
     /// What it says of the rows of `batch` that predict a target, to be asked for in their order.

@@ -10,14 +10,13 @@ use std::ops::Range;
 use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
-use super::linear::{self, Into};
 use super::logps::{Chunk, Chunks, Gradients};
 use super::simd::{LANES, exp, ln, max, vectorize};
 use super::top::likeliest_few;
 use super::{Context, slices};
+use crate::Result;
 use crate::data::batch::Target;
 use crate::memory::Buffer;
-use crate::Result;
 
 /// A distance between distributions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -103,8 +102,7 @@ impl TopLogps {
             };
             (ids, logps, rest)
         };
-        let rows: Vec<(Vec<u32>, Vec<f32>, f32)> =
-            logits.par_chunks(vocabulary).map(row).collect();
+        let rows: Vec<(Vec<u32>, Vec<f32>, f32)> = logits.par_chunks(vocabulary).map(row).collect();
         let mut all = Self { k, ..Self::default() };
         for (ids, logps, rest) in rows {
             all.ids.extend(ids);
@@ -274,7 +272,7 @@ impl Rows<'_> {
         };
         let loss = ((&divergences * weights(|charge| charge.divergence)?)?
             - (logps.flatten_all()? * weights(|charge| charge.cross_entropy)?)?)?
-            .sum_all()?;
+        .sum_all()?;
         let gradient = match loss.backward()?.get(&leaf) {
             Some(gradient) => gradient.to_dtype(logits.dtype())?,
             None => logits.zeros_like()?,
@@ -385,10 +383,22 @@ impl Terms for TotalVariation {
 macro_rules! with_terms {
     ($divergence:expr, $terms:ident => $body:expr) => {
         match $divergence {
-            Divergence::ForwardKl => { let $terms = ForwardKl; $body }
-            Divergence::ReverseKl => { let $terms = ReverseKl; $body }
-            Divergence::Jsd(beta) => { let $terms = Jsd(beta); $body }
-            Divergence::TotalVariation => { let $terms = TotalVariation; $body }
+            Divergence::ForwardKl => {
+                let $terms = ForwardKl;
+                $body
+            }
+            Divergence::ReverseKl => {
+                let $terms = ReverseKl;
+                $body
+            }
+            Divergence::Jsd(beta) => {
+                let $terms = Jsd(beta);
+                $body
+            }
+            Divergence::TotalVariation => {
+                let $terms = TotalVariation;
+                $body
+            }
         }
     };
 }

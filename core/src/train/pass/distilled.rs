@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use candle_core::{Tensor, Var};
 
-use super::{ByRow, Pass, PassOptions, Top, refuse_other};
 use super::hidden::Normed;
+use super::{ByRow, Pass, PassOptions, Top, refuse_other};
 use crate::data::batch::PackedBatch;
 use crate::memory::Buffer;
 use crate::model::Decoder;
@@ -119,10 +119,8 @@ impl Decoder {
         let ByRow { rows, entries, order } = ByRow::new(batch)?;
         let normed = Normed::new(self, x, rows)?;
         let dnormed = self.ctx.empty(normed.normed.shape(), &normed.normed)?;
-        let gradients = grads.map(|grads| Gradients {
-            dhidden: &dnormed,
-            dweight: self.head().grad(grads),
-        });
+        let gradients =
+            grads.map(|grads| Gradients { dhidden: &dnormed, dweight: self.head().grad(grads) });
         let by_row: Vec<Charge> = order.iter().map(|&target| charges[target]).collect();
         let weight = self.head().widened(&self.ctx)?;
         let found = divergence::forward_and_backward(
