@@ -97,7 +97,7 @@ pub struct Rows {
 
 impl Rows {
     /// Puts the bundled model and data where nothing was named, and says so.
-    fn or_bundled(mut self, progress: &mut dyn Progress) -> Self {
+    pub(crate) fn or_bundled(mut self, progress: &mut dyn Progress) -> Self {
         if self.data.is_empty() && self.model.is_none() && self.init_from.is_none() {
             progress.note("no --model and no --data: the bundled tiny model and problems");
             self.model = Some(bundled::MODEL.into());
@@ -107,7 +107,7 @@ impl Rows {
     }
 
     /// Opens the data sets; each with the name that the user gave it.
-    fn open(&self) -> anyhow::Result<Vec<(String, Dataset)>> {
+    pub(crate) fn open(&self) -> anyhow::Result<Vec<(String, Dataset)>> {
         if self.data.is_empty() {
             return Err(Error::config("no data: expected at least one `--data`").into());
         }
@@ -127,14 +127,24 @@ impl Rows {
         if self.model.is_none() && self.init_from.is_none() {
             return Ok(None);
         }
-        let source = Source::open(&SourceSpec {
+        let source = Source::open(&self.source())?;
+        Ok(Some(self.encoder_of(&source)))
+    }
+
+    /// The model that was named.
+    pub(crate) fn source(&self) -> SourceSpec {
+        SourceSpec {
             model: self.model.clone(),
             revision: self.revision.clone(),
             init_from: self.init_from.clone(),
             tokenizer: self.tokenizer.clone(),
             chat_template: self.chat_template.clone(),
             ..SourceSpec::default()
-        })?;
+        }
+    }
+
+    /// The encoder of a model.
+    pub(crate) fn encoder_of(&self, source: &Source) -> Encoder {
         let options = EncodeOptions {
             mask: self.mask,
             train_on_trailing: self.train_on_trailing,
@@ -142,12 +152,12 @@ impl Rows {
             allow_special_text: self.allow_special_text,
             ..EncodeOptions::default()
         };
-        Ok(Some(Encoder::new(&source, options)))
+        Encoder::new(source, options)
     }
 }
 
 /// Parses a word of a configuration as its file would have it.
-fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+pub(crate) fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
     T: DeserializeOwned + Clone + Send + Sync + 'static,
 {

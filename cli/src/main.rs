@@ -3,6 +3,7 @@
 mod answering;
 mod chat;
 mod data;
+mod distill;
 mod dpo;
 mod failure;
 mod generate;
@@ -54,6 +55,7 @@ enum Isa {
 enum Command {
     Sft(Box<sft::Args>),
     Dpo(Box<dpo::Args>),
+    Distill(Box<distill::Args>),
     Reward(Box<reward::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
     let outcome = logging::start().and_then(|()| match cli.command {
         Command::Sft(args) => sft::run(*args, &context),
         Command::Dpo(args) => dpo::run(*args, &context),
+        Command::Distill(args) => distill::run(*args, &context),
         Command::Reward(args) => reward::run(*args, &context),
         Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),

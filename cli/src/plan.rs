@@ -9,12 +9,14 @@ use halter_core::train::method::Method;
 use halter_core::train::progress::counted;
 use halter_core::train::run::Prepared;
 use halter_core::train::run_dir::Start;
+use halter_distill::Distill;
 use halter_dpo::loss::Losses;
 use halter_dpo::{Dpo, Kto};
 use halter_rejection_sampling::Reward;
 use halter_sft::Sft;
 use serde_json::json;
 
+use crate::distill::DistillArgs;
 use crate::dpo::DpoArgs;
 use crate::reward::RewardArgs;
 use crate::sft::SftArgs;
@@ -38,6 +40,8 @@ enum Command {
     Sft(Box<Options<SftArgs>>),
     /// Preference optimisation
     Dpo(Box<Options<DpoArgs>>),
+    /// Distillation
+    Distill(Box<Options<DistillArgs>>),
     /// A reward model
     Reward(Box<Options<RewardArgs>>),
 }
@@ -54,6 +58,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
                 Losses::Unpaired(_) => plan::<Kto>(&config, context),
             }
         }
+        Some(Command::Distill(options)) => plan::<Distill>(&options.resolve()?, context),
         Some(Command::Reward(options)) => plan::<Reward>(&options.resolve()?, context),
     }
 }

@@ -120,9 +120,9 @@ impl Method for Kto {
     }
 
     fn needs(&self) -> Needs {
-        let reference = usize::from(self.reference.is_held());
+        let reference = f64::from(u8::from(self.reference.is_held()));
         // The completions of other prompts go through both.
-        let mismatched = usize::from(self.loss.estimates_kl()) * (1 + reference);
+        let mismatched = if self.loss.estimates_kl() { 1.0 + reference } else { 0.0 };
         Needs {
             memory: self.reference.memory(),
             forward_passes: reference + mismatched,

@@ -99,7 +99,7 @@ impl Method for Dpo {
     fn needs(&self) -> Needs {
         Needs {
             memory: self.reference.memory(),
-            forward_passes: usize::from(self.reference.is_held()),
+            forward_passes: f64::from(u8::from(self.reference.is_held())),
             whole_step: self.losses.compares_pairs(),
         }
     }
@@ -241,12 +241,9 @@ pub(crate) fn counting(options: &DpoOptions, source: &Source) -> Counting {
 /// What the options say of encoding.
 pub(crate) fn encode_options(config: &DpoConfig, source: &Source) -> EncodeOptions {
     EncodeOptions {
-        max_seq_len: Some(config.train.max_seq_len),
-        overlong: config.train.overlong,
         train_on_trailing: config.method.train_on_trailing,
-        allow_special_text: config.train.allow_special_text,
         vocab_size: Some(source.config.vocab_size),
-        ..EncodeOptions::default()
+        ..config.train.encode_options()
     }
 }
 

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use halter_core::Result;
-use halter_core::data::encoded::Encoded;
-use halter_core::data::record::{Origin, Record, Row};
+use halter_core::data::record::Row;
 use halter_core::data::view;
 use halter_core::model::Decoder;
 use halter_core::model::param::Grads;
-use halter_core::text::encode::{self, EncodeOptions, Outcome};
+use halter_core::text::encode::EncodeOptions;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Description, Figures, Method, RowEncoder, StepOptions};
 use halter_core::train::source::Source;
@@ -35,16 +34,13 @@ impl Method for Sft {
 
     fn encoder(config: &SftConfig, source: &Source) -> RowEncoder<Row> {
         let options = EncodeOptions {
-            max_seq_len: Some(config.train.max_seq_len),
-            overlong: config.train.overlong,
             mask: config.method.mask,
             train_on_trailing: config.method.train_on_trailing,
             completion_only_loss: config.method.completion_only_loss,
-            allow_special_text: config.train.allow_special_text,
-            ..EncodeOptions::default()
+            ..config.train.encode_options()
         };
         let encoder = view::Encoder::new(source, options);
-        Arc::new(move |origin, record| rows(&encoder, origin, record))
+        Arc::new(move |origin, record| encoder.rows(origin, record))
     }
 
     fn each_pass(
@@ -67,22 +63,4 @@ impl Method for Sft {
     ) -> Result<Figures> {
         step::evaluate(model, rows, microbatch_tokens, interrupt)
     }
-}
-
-fn rows(encoder: &view::Encoder, origin: &Origin, record: &Record) -> Result<Encoded<Vec<Row>>> {
-    let row = |encoded: encode::Encoded| Row {
-        origin: origin.clone(),
-        input_ids: encoded.input_ids,
-        completion_mask: encoded.completion_mask,
-        prompt_is_prefix: encoded.prompt_is_prefix,
-    };
-    Ok(match encoder.encode(origin, record)? {
-        Outcome::Kept(encoded) => Encoded::Kept(vec![row(encoded)]),
-        Outcome::Cut { rows, num_tokens, .. } => Encoded::Cut {
-            kept: rows.into_iter().map(row).collect(),
-            reason: "longer than max_seq_len".into(),
-            tokens: num_tokens,
-        },
-        Outcome::Dropped { reason, num_tokens } => Encoded::Dropped { reason, tokens: num_tokens },
-    })
 }

@@ -1,7 +1,7 @@
 //! The gradients of one optimizer step.
 
 use halter_core::data::batch::PackedBatch;
-use halter_core::data::pack::microbatches;
+use halter_core::data::pack::packed;
 use halter_core::data::record::Row;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
@@ -40,7 +40,7 @@ pub fn each_pass(
     grads: &Grads,
     backward: Backward,
 ) -> Result<Figures> {
-    let batches = pack(rows, options.microbatch_tokens).collect::<Result<Vec<_>>>()?;
+    let batches = packed(rows, options.microbatch_tokens).collect::<Result<Vec<_>>>()?;
     let supervised: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     if supervised == 0 {
         return Err(nothing_trained());
@@ -79,7 +79,7 @@ pub fn evaluate(
     interrupt: &Interrupt,
 ) -> Result<Figures> {
     let mut figures = Figures::default();
-    for batch in pack(rows, microbatch_tokens) {
+    for batch in packed(rows, microbatch_tokens) {
         let batch = batch?;
         interrupt.check()?;
         let (logps, is_best) = model.evaluate(&batch, PassMode::EVALUATE)?;
@@ -90,18 +90,6 @@ pub fn evaluate(
         return Err(nothing_trained());
     }
     Ok(figures)
-}
-
-/// Microbatches of `rows`, packed one at a time; those without a trained token are left out.
-fn pack(rows: &[Row], microbatch_tokens: usize) -> impl Iterator<Item = Result<PackedBatch>> {
-    let lengths = rows.iter().map(|row| row.input_ids.len());
-    let packed =
-        |members: Vec<usize>| PackedBatch::from_rows(members.iter().map(|&index| &rows[index]));
-    let is_empty = |batch: &PackedBatch| batch.targets.is_empty();
-    microbatches(lengths, microbatch_tokens)
-        .into_iter()
-        .map(packed)
-        .filter(move |batch| !batch.as_ref().is_ok_and(is_empty))
 }
 
 fn nothing_trained() -> Error {

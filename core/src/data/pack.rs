@@ -1,5 +1,21 @@
 //! Which rows of a step go through the model together.
 
+use super::batch::PackedBatch;
+use super::record::Row;
+use crate::Result;
+
+/// [`microbatches`] of `rows`, packed one at a time; those without a trained token are left out.
+pub fn packed(rows: &[Row], microbatch_tokens: usize) -> impl Iterator<Item = Result<PackedBatch>> {
+    let lengths = rows.iter().map(|row| row.input_ids.len());
+    let packed =
+        |members: Vec<usize>| PackedBatch::from_rows(members.iter().map(|&index| &rows[index]));
+    let is_empty = |batch: &PackedBatch| batch.targets.is_empty();
+    microbatches(lengths, microbatch_tokens)
+        .into_iter()
+        .map(packed)
+        .filter(move |batch| !batch.as_ref().is_ok_and(is_empty))
+}
+
 /// Cuts a step's rows, in their order, into microbatches of at most `microbatch_tokens` tokens and
 /// gives the indices of each one's rows.
 ///

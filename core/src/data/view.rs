@@ -8,13 +8,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::dataset::Dataset;
-use super::encoded::TokenCount;
+use super::encoded::{Encoded as Fated, TokenCount};
 use super::explain::{self, ExplainStyle, explain};
 use super::format::Format;
 use super::inspect::{Inspection, Inspector};
 use super::ledger::Fate;
 use super::mixture::{Cursor, Mixture};
-use super::record::{Origin, Record};
+use super::record::{Origin, Record, Row};
 use super::stream::{RowStream, StreamOptions};
 use crate::text::encode::{EncodeOptions, Encoded, Outcome, Segment, encode_sft, segments};
 use crate::text::template::ChatTemplate;
@@ -51,6 +51,30 @@ impl Encoder {
     pub fn encode(&self, origin: &Origin, record: &Record) -> Result<Outcome> {
         encode_sft(record, &self.tokenizer, self.template.as_deref(), &self.options)
             .map_err(|error| error.at(&*origin.path, origin.line))
+    }
+
+    /// The rows of a record.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn rows(&self, origin: &Origin, record: &Record) -> Result<Fated<Vec<Row>>> {
+        let row = |encoded: Encoded| Row {
+            origin: origin.clone(),
+            input_ids: encoded.input_ids,
+            completion_mask: encoded.completion_mask,
+            prompt_is_prefix: encoded.prompt_is_prefix,
+        };
+        Ok(match self.encode(origin, record)? {
+            Outcome::Kept(encoded) => Fated::Kept(vec![row(encoded)]),
+            Outcome::Cut { rows, num_tokens, .. } => Fated::Cut {
+                kept: rows.into_iter().map(row).collect(),
+                reason: "longer than max_seq_len".into(),
+                tokens: num_tokens,
+            },
+            Outcome::Dropped { reason, num_tokens } => {
+                Fated::Dropped { reason, tokens: num_tokens }
+            }
+        })
     }
 }
 

@@ -21,6 +21,7 @@ use super::pages::{Name, PAGE, PageId, Pages, name};
 use super::sampling::{Sampling, draw, log_sum_exp};
 use crate::model::Decoder;
 use crate::ops::attention::Shape;
+use crate::ops::top::likeliest_few;
 use crate::ops::{on_a_worker, slices};
 use crate::{Error, Result};
 
@@ -420,19 +421,4 @@ impl Completion {
         };
         Ok(Event { request: *id, completion: self.index, token, logprob, top, finish })
     }
-}
-
-/// The `count` likeliest tokens, likeliest first; equal ones by their id.
-pub(super) fn likeliest_few(logits: &[f32], count: usize) -> Vec<u32> {
-    if count == 0 {
-        return Vec::new();
-    }
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_rank =
-        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    let count = count.min(ids.len());
-    ids.select_nth_unstable_by(count - 1, by_rank);
-    ids.truncate(count);
-    ids.sort_unstable_by(by_rank);
-    ids
 }

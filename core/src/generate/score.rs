@@ -1,11 +1,11 @@
 //! Log-probs of tokens that are there already.
 
-use super::engine::likeliest_few;
 use super::forward::{Input, forward, logits};
 use super::pages::{PAGE, PageId, Pages};
 use super::sampling::log_sum_exp;
 use crate::model::Decoder;
 use crate::ops::attention::Shape;
+use crate::ops::top::likeliest_few;
 use crate::ops::{on_a_worker, slices};
 use crate::{Error, Result};
 

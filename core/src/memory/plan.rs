@@ -57,12 +57,13 @@ impl PlanInput {
 }
 
 /// What a method needs beside the pass that it trains.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
     /// Bytes that it holds beside the model, by name.
     pub memory: Vec<(&'static str, usize)>,
-    /// Forward passes over the rows of a step of which nothing is kept.
-    pub forward_passes: usize,
+    /// Forward passes over the rows of a step of which nothing is kept; that of a larger model is
+    /// more than one.
+    pub forward_passes: f64,
     /// Whether a step is one microbatch.
     pub whole_step: bool,
 }
@@ -274,7 +275,7 @@ fn step_operations(model: &Decoder, input: PlanInput, needs: &Needs, recomputed:
     let head_trained = if model.head().is_trained() { 1.0 } else { 0.0 };
     let width = (config.num_attention_heads * config.head_dim) as f64;
     let attention = ATTENTION_COST * input.mean_row * width;
-    let passes = needs.forward_passes as f64;
+    let passes = needs.forward_passes;
     // Forward, forward again where recomputed, input gradients, weight gradients.
     let per_token = blocks * (4.0 * block + 2.0 * trained_block + 7.0 * attention)
         + (recomputed as f64 + passes * blocks) * (2.0 * block + 2.0 * attention)
@@ -417,7 +418,7 @@ mod tests {
             step_operations(&model, INPUT, &needs, 0)
         };
         // 2 of 6 operations of a product, 2 of 7 of attention.
-        let share = (operations(2) - operations(0)) / operations(0);
+        let share = (operations(2.0) - operations(0.0)) / operations(0.0);
         assert!((4.0 / 7.0..2.0 / 3.0).contains(&share), "{share}");
     }
 

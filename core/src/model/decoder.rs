@@ -192,6 +192,11 @@ impl Decoder {
         Grads::shared([(false, vec![&self.embed])].into_iter().chain(blocks).chain([(false, last)]))
     }
 
+    /// Elements of all parameters.
+    pub fn parameters(&self) -> usize {
+        self.params().into_iter().map(Param::elem_count).sum()
+    }
+
     /// What its frozen parameters are, hashed: name, shape, type and first elements of each.
     ///
     /// # Errors

@@ -141,14 +141,14 @@ fn each_chunk(
 }
 
 /// Consecutive rows and the entries that they predict.
-struct Chunk<'a> {
-    start: usize,
-    rows: usize,
-    entries: &'a [Target],
+pub(super) struct Chunk<'a> {
+    pub(super) start: usize,
+    pub(super) rows: usize,
+    pub(super) entries: &'a [Target],
 }
 
 impl Chunk<'_> {
-    fn logits(&self, ctx: &Context, hidden: &Tensor, weight: &Tensor) -> Result<Buffer> {
+    pub(super) fn logits(&self, ctx: &Context, hidden: &Tensor, weight: &Tensor) -> Result<Buffer> {
         let hidden = hidden.narrow(0, self.start, self.rows)?;
         let logits = ctx.empty((self.rows, weight.dim(0)?), &hidden)?;
         linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
@@ -188,17 +188,28 @@ impl Chunk<'_> {
         } else {
             composed_gradient(&logits, self, lse, &row_weights, dlogps)?.into()
         };
+        self.gradients(ctx, (hidden, weight), &dlogits, gradients)
+    }
+
+    /// The chunk's part of the gradients, from that of its logits.
+    pub(super) fn gradients(
+        &self,
+        ctx: &Context,
+        (hidden, weight): (&Tensor, &Tensor),
+        dlogits: &Tensor,
+        gradients: Gradients,
+    ) -> Result<()> {
         let hidden = hidden.narrow(0, self.start, self.rows)?;
         let dhidden = gradients.dhidden.narrow(0, self.start, self.rows)?;
-        linear::backward_input(ctx, &dlogits, weight, Into::Overwrite, &dhidden)?;
+        linear::backward_input(ctx, dlogits, weight, Into::Overwrite, &dhidden)?;
         match gradients.dweight {
-            Some(dweight) => linear::backward_weight(ctx, &dlogits, &hidden, dweight),
+            Some(dweight) => linear::backward_weight(ctx, dlogits, &hidden, dweight),
             None => Ok(()),
         }
     }
 }
 
-struct Chunks<'a> {
+pub(super) struct Chunks<'a> {
     next: usize,
     rows: usize,
     per_chunk: usize,
@@ -206,7 +217,7 @@ struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
+    pub(super) fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
         let chunks = rows.div_ceil(chunk_rows(vocabulary)).max(1);
         Self { next: 0, rows, per_chunk: rows.div_ceil(chunks), entries }
     }

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::memory::{Buffer, Pool, pages};
 
 pub mod attention;
+pub mod divergence;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;
@@ -21,6 +22,7 @@ pub mod rope;
 pub(crate) mod simd;
 pub(crate) mod slices;
 pub mod swiglu;
+pub(crate) mod top;
 mod workers;
 
 pub use simd::Isa;

@@ -167,6 +167,33 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > 88.722_84 { f32::INFINITY } else { y }
 }
 
+/// Natural logarithm of a positive normal number to within 2 units in the last place (or 2e-7 near 1).
+///
+/// `x = 2^e · (1 + f)`, `1 + f` in [√½, √2); `ln(1 + f)` by the polynomial of Cephes' `logf`.
+#[inline(always)]
+#[allow(clippy::excessive_precision)]
+pub(crate) fn ln(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const SQRT_HALF: u32 = 0x3f35_04f3;
+    let bits = x.to_bits();
+    let exponent = (bits.wrapping_sub(SQRT_HALF) as i32) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub((exponent << 23) as u32)) - 1.0;
+    let e = exponent as f32;
+    let mut p = 7.037_683_629_2e-2f32;
+    p = p.mul_add(f, -1.151_461_031e-1);
+    p = p.mul_add(f, 1.167_699_874e-1);
+    p = p.mul_add(f, -1.242_014_084_6e-1);
+    p = p.mul_add(f, 1.424_932_278_7e-1);
+    p = p.mul_add(f, -1.666_805_766_5e-1);
+    p = p.mul_add(f, 2.000_071_476_5e-1);
+    p = p.mul_add(f, -2.499_999_399_3e-1);
+    p = p.mul_add(f, 3.333_333_117_4e-1);
+    let square = f * f;
+    let y = (p * f).mul_add(square, e * LN2_LOW);
+    e.mul_add(LN2_HIGH, f + square.mul_add(-0.5, y))
+}
+
 /// `1 / (1 + e^−x)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
@@ -202,6 +229,20 @@ mod tests {
         assert_eq!(exp(1000.0), f32::INFINITY);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn ln_is_near_the_exact_value() {
+        let mut worst = 0f64;
+        for exponent in -126..128 {
+            for part in 0..997 {
+                let x = (1.0 + part as f32 / 997.0) * 2f32.powi(exponent);
+                let (got, want) = (f64::from(ln(x)), f64::from(x).ln());
+                worst = worst.max((got - want).abs() / want.abs().max(1.0));
+            }
+        }
+        assert!(worst < 2e-7, "{worst}");
+        assert_eq!(ln(1.0), 0.0);
     }
 
     #[test]

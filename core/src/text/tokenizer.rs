@@ -212,6 +212,17 @@ impl Tokenizer {
         ids.max().map_or(0, |id| id as usize + 1)
     }
 
+    /// Which ids mean which tokens, hashed.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"halter tokens 1");
+        for id in 0..self.id_limit() as u32 {
+            let token = self.id_to_token(id).unwrap_or_default();
+            hasher.update(&(token.len() as u64).to_le_bytes()).update(token.as_bytes());
+        }
+        hasher.finalize().to_hex()[..32].to_string()
+    }
+
     /// The id of a token given as text.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

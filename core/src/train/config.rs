@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::model::weights::adapter::{AdapterConfig, TargetModules};
-use crate::text::encode::Overlong;
+use crate::text::encode::{EncodeOptions, Overlong};
 use crate::train::optimizer::{AdamWConfig, Optim};
 use crate::train::schedule::Decay;
 use crate::train::source::SourceSpec;
@@ -405,6 +405,16 @@ impl TrainConfig {
             other => Err(Error::config(format!(
                 "unknown `export-dtype` `{other}`: expected `f32`, `bf16` or `f16`"
             ))),
+        }
+    }
+
+    /// How records become rows, as far as all methods share it.
+    pub fn encode_options(&self) -> EncodeOptions {
+        EncodeOptions {
+            max_seq_len: Some(self.max_seq_len),
+            overlong: self.overlong,
+            allow_special_text: self.allow_special_text,
+            ..EncodeOptions::default()
         }
     }
 

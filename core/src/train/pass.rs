@@ -22,8 +22,10 @@ use crate::ops::rope::Angles;
 use crate::ops::{Context, accumulate, embedding, linear, on_a_worker, rms_norm};
 use crate::{Error, ErrorKind, Result};
 
+mod distilled;
 mod hidden;
 
+use distilled::Distilled;
 use hidden::Normed;
 
 /// How a training pass is run.
@@ -59,6 +61,8 @@ pub struct Pass<'a> {
 enum Top {
     /// The leaf is the log-probs of the batch's targets.
     Logps(Head),
+    /// The leaf is what each target is charged, and its gradient is known.
+    Distilled(Distilled),
     /// The leaf is the hidden states behind the final norm; a reward model's value head is a second
     /// one.
     Hidden(Normed, Option<Var>),
@@ -201,6 +205,38 @@ impl Decoder {
     }
 }
 
+/// The targets of a batch by the rows that predict them.
+struct ByRow {
+    /// The rows, rising, each once.
+    rows: Vec<u32>,
+    /// The targets, `row` counting in `rows`.
+    entries: Vec<Target>,
+    /// Where entry `i` stands in the batch's targets.
+    order: Vec<usize>,
+}
+
+impl ByRow {
+    fn new(batch: &PackedBatch) -> Result<Self> {
+        if batch.targets.is_empty() {
+            return Err(Error::data("a batch with no trained token"));
+        }
+        let mut order: Vec<usize> = (0..batch.targets.len()).collect();
+        order.sort_by_key(|&i| batch.targets[i].row);
+        let mut rows: Vec<u32> = order.iter().map(|&i| batch.targets[i].row).collect();
+        rows.dedup();
+        let mut entries = Vec::with_capacity(order.len());
+        let mut at = 0;
+        for &i in &order {
+            let Target { row, token } = batch.targets[i];
+            while rows[at] != row {
+                at += 1;
+            }
+            entries.push(Target { row: at as u32, token });
+        }
+        Ok(Self { rows, entries, order })
+    }
+}
+
 impl Head {
     /// The top of a pass whose leaf is log-probs, and that leaf.
     fn leaf(
@@ -221,22 +257,7 @@ impl Head {
         known: Option<(&[f64], &Grads)>,
     ) -> Result<Self> {
         model.refuse_score()?;
-        if batch.targets.is_empty() {
-            return Err(Error::data("a batch with no trained token"));
-        }
-        let mut order: Vec<usize> = (0..batch.targets.len()).collect();
-        order.sort_by_key(|&i| batch.targets[i].row);
-        let mut rows: Vec<u32> = order.iter().map(|&i| batch.targets[i].row).collect();
-        rows.dedup();
-        let mut entries = Vec::with_capacity(order.len());
-        let mut at = 0;
-        for &i in &order {
-            let Target { row, token } = batch.targets[i];
-            while rows[at] != row {
-                at += 1;
-            }
-            entries.push(Target { row: at as u32, token });
-        }
+        let ByRow { rows, entries, order } = ByRow::new(batch)?;
         let ctx = &model.ctx;
         let of_rows = Normed::new(model, x, rows)?;
         let normed = &of_rows.normed;
@@ -330,6 +351,9 @@ impl Pass<'_> {
     pub fn is_best(&self) -> Vec<bool> {
         match &self.top {
             Top::Logps(head) => head.is_best_in_order(),
+            Top::Distilled(distilled) => {
+                distilled.distances.iter().map(|found| found.is_best).collect()
+            }
             Top::Hidden(..) => Vec::new(),
         }
     }
@@ -357,6 +381,7 @@ impl Pass<'_> {
         let store = loss.backward()?;
         let (leaf, from) = match &self.top {
             Top::Logps(_) => ("log-prob", "per_token_logps()"),
+            Top::Distilled(_) => ("target", "charged()"),
             Top::Hidden(..) => ("hidden state", "hidden()` or `scores()"),
         };
         let dleaf = store.get(&self.leaf).ok_or_else(|| {
@@ -393,6 +418,7 @@ impl Pass<'_> {
         };
         let d = match top {
             Top::Logps(head) => head.backward(model, batch.len(), host, grads)?,
+            Top::Distilled(distilled) => distilled.backward(model, batch.len(), host, grads)?,
             Top::Hidden(normed, _) => normed.backward(model, batch.len(), dleaf, grads)?,
         };
         finished(&mut std::iter::once(&model.norm).chain(model.top()))?;

@@ -51,12 +51,9 @@ impl Method for Reward {
 
     fn encoder(config: &RewardConfig, source: &Source) -> RowEncoder<RankedRow> {
         let options = EncodeOptions {
-            max_seq_len: Some(config.train.max_seq_len),
-            overlong: config.train.overlong,
-            allow_special_text: config.train.allow_special_text,
             vocab_size: Some(source.config.vocab_size),
             drop_identical: true,
-            ..EncodeOptions::default()
+            ..config.train.encode_options()
         };
         let (tokenizer, template) = (source.tokenizer.clone(), source.template.clone());
         let own = config.method.clone();

@@ -1,0 +1,115 @@
+//! `halter distill`: a student learns from a teacher.
+
+mod capture;
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use halter_distill::Distill;
+use halter_distill::config::{DistillOptions, DivergenceKind};
+use halter_sft::config::SftOptions;
+
+use crate::Context;
+use crate::sft::SftArgs;
+use crate::train::{self, MethodArgs};
+
+/// Train a model to predict what a teacher predicts
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: train::Args<DistillArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Capture(Box<capture::Args>),
+}
+
+/// Its own flags.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct DistillArgs {
+    /// Model to learn from: a directory in Hugging Face's layout, a .gguf file, or a hub id
+    #[arg(long, alias = "teacher_model_name_or_path", help_heading = "Distillation")]
+    teacher: Option<String>,
+    /// What a teacher said before, instead of one: a file of `halter distill capture`
+    #[arg(long, value_name = "FILE", help_heading = "Distillation")]
+    teacher_logps: Option<PathBuf>,
+    /// Distance from the teacher's distribution
+    #[arg(long, value_enum, help_heading = "Distillation")]
+    divergence: Option<DivergenceArg>,
+    /// Teacher's share in the mixture of jsd
+    #[arg(long, value_name = "BETA", help_heading = "Distillation")]
+    beta: Option<f64>,
+    /// Logits of both are divided by it before they are compared
+    #[arg(long, help_heading = "Distillation")]
+    temperature: Option<f64>,
+    /// Weight of the divergence
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    divergence_weight: Option<f64>,
+    /// Weight of the cross-entropy of the rows' own tokens
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    ce_weight: Option<f64>,
+    /// Compare with the teacher's K likeliest tokens, and all others together
+    #[arg(long, value_name = "K", help_heading = "Distillation")]
+    teacher_top_k: Option<usize>,
+    #[command(flatten)]
+    rows: SftArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum DivergenceArg {
+    ForwardKl,
+    ReverseKl,
+    Jsd,
+    Tv,
+}
+
+impl MethodArgs for DistillArgs {
+    type Options = DistillOptions;
+
+    fn apply(self, options: &mut DistillOptions) {
+        macro_rules! set {
+            ($($field:ident),*) => { $( if let Some(value) = self.$field { options.$field = value; } )* };
+        }
+        set!(beta, temperature, divergence_weight, ce_weight);
+        if let Some(divergence) = self.divergence {
+            options.divergence = match divergence {
+                DivergenceArg::ForwardKl => DivergenceKind::ForwardKl,
+                DivergenceArg::ReverseKl => DivergenceKind::ReverseKl,
+                DivergenceArg::Jsd => DivergenceKind::Jsd,
+                DivergenceArg::Tv => DivergenceKind::Tv,
+            };
+        }
+        if self.teacher.is_some() {
+            options.teacher = self.teacher;
+        }
+        if self.teacher_logps.is_some() {
+            options.teacher_logps = self.teacher_logps;
+        }
+        if self.teacher_top_k.is_some() {
+            options.teacher_top_k = self.teacher_top_k;
+        }
+        let mut rows = SftOptions {
+            mask: options.mask,
+            train_on_trailing: options.train_on_trailing,
+            completion_only_loss: options.completion_only_loss,
+        };
+        self.rows.apply(&mut rows);
+        options.mask = rows.mask;
+        options.train_on_trailing = rows.train_on_trailing;
+        options.completion_only_loss = rows.completion_only_loss;
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    match args.command {
+        None => train::run::<DistillArgs, Distill>(args.train, context),
+        Some(Command::Capture(args)) => capture::run(*args, context),
+    }
+}

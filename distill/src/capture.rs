@@ -1,0 +1,202 @@
+//! Takes down what a teacher says of the rows of data sets, for any number of students.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use candle_core::Device;
+use halter_core::Result;
+use halter_core::data::batch::PackedBatch;
+use halter_core::data::dataset::Dataset;
+use halter_core::data::encoded::TokenCount;
+use halter_core::data::record::Row;
+use halter_core::data::view::Encoder;
+use halter_core::model::Base;
+use halter_core::ops::divergence::{TeacherRows, TopLogps};
+use halter_core::train::interrupt::Interrupt;
+use halter_core::train::progress::{Progress, Unit};
+use halter_core::train::source::Source;
+use serde::Serialize;
+
+use crate::store::{Header, Key, Store, StoreWriter, sequences};
+use crate::teacher::ModelTeacher;
+
+/// How a teacher is heard.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CaptureOptions {
+    /// Likeliest tokens of a position.
+    pub top_k: usize,
+    /// Logits are divided by it.
+    pub temperature: f64,
+    /// Most tokens that go through the model at once.
+    pub microbatch_tokens: usize,
+}
+
+/// What was taken down.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Captured {
+    /// Rows in the file.
+    pub rows: usize,
+    /// Of these, taken now.
+    pub taken: usize,
+    /// Records that make no row.
+    pub left_out: usize,
+    /// Positions taken now.
+    pub positions: usize,
+    /// Bytes of a position.
+    pub bytes_per_position: usize,
+    /// Mean of KL(teacher ‖ file) over those positions, both over the likeliest tokens and all others
+    /// together: what rounding costs.
+    pub rounding_kl: f64,
+    /// Mean mass of the tokens that are not told apart.
+    pub rest_mass: f64,
+}
+
+/// Takes down what the model of `source` says of `sets`, behind what the file at `path` has already.
+///
+/// # Errors
+/// A model or record that cannot be used, a file of another teacher, an interruption; what was taken
+/// until then stays.
+pub fn capture(
+    source: &mut Source,
+    encoder: &Encoder,
+    sets: &[Dataset],
+    path: &Path,
+    options: CaptureOptions,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Captured> {
+    let model = source.decoder(Base::Frozen, &Device::Cpu, 0)?;
+    let header = Header {
+        teacher: source.name.clone().unwrap_or_default(),
+        weights: model.fingerprint(true)?,
+        tokenizer: source.tokenizer.fingerprint(),
+        vocab_size: model.config.vocab_size,
+        k: options.top_k.min(model.config.vocab_size),
+        temperature: options.temperature,
+    };
+    let (writer, known) = StoreWriter::open(path, &header)?;
+    let teacher = ModelTeacher::new(model, Some(header.k), options.temperature);
+    let found = Captured {
+        rows: known.as_ref().map_or(0, Store::len),
+        bytes_per_position: header.position_bytes(),
+        ..Captured::default()
+    };
+    let mut taker = Taker {
+        teacher,
+        writer,
+        known,
+        header,
+        options,
+        waiting: Vec::new(),
+        taken: HashSet::new(),
+        tokens: 0,
+        found,
+    };
+    let records: usize = sets.iter().map(Dataset::len).sum();
+    progress.begin("captured", records as u64, Unit::Rows);
+    let taken = taker.take_all(encoder, sets, progress, interrupt).and_then(|()| taker.flush());
+    progress.finish();
+    taker.writer.sync()?;
+    taken?;
+    let mut found = taker.found;
+    if found.positions > 0 {
+        found.rounding_kl /= found.positions as f64;
+        found.rest_mass /= found.positions as f64;
+    }
+    Ok(found)
+}
+
+struct Taker {
+    teacher: ModelTeacher,
+    writer: StoreWriter,
+    known: Option<Store>,
+    header: Header,
+    options: CaptureOptions,
+    waiting: Vec<Row>,
+    /// What is in `waiting` or was taken now.
+    taken: HashSet<Key>,
+    tokens: usize,
+    found: Captured,
+}
+
+impl Taker {
+    fn take_all(
+        &mut self,
+        encoder: &Encoder,
+        sets: &[Dataset],
+        progress: &mut dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let mut done = 0;
+        for set in sets {
+            for at in 0..set.len() {
+                interrupt.check()?;
+                let rows = encoder.rows(&set.origin(at), &set.record(at)?)?.into_kept();
+                if rows.is_none() {
+                    self.found.left_out += 1;
+                }
+                for row in rows.unwrap_or_default() {
+                    self.take(row)?;
+                }
+                done += 1;
+                progress.advance(done, "");
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, row: Row) -> Result<()> {
+        if row.trained_tokens() == 0 {
+            self.found.left_out += 1;
+            return Ok(());
+        }
+        let batch = PackedBatch::from_rows([&row])?;
+        let is_new = |(key, _): &(Key, usize)| {
+            let known = self.known.as_ref().is_some_and(|known| known.has(*key));
+            !known && self.taken.insert(*key)
+        };
+        if !sequences(&batch).iter().any(is_new) {
+            return Ok(());
+        }
+        if self.tokens + row.tokens() > self.options.microbatch_tokens {
+            self.flush()?;
+        }
+        self.tokens += row.tokens();
+        self.waiting.push(row);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.waiting);
+        self.tokens = 0;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let batch = PackedBatch::from_rows(&rows)?;
+        let reading = self.teacher.read(&batch)?;
+        let mut start = 0;
+        for (key, positions) in sequences(&batch) {
+            let range = start..start + positions;
+            start = range.end;
+            let TeacherRows::Top(told) = reading.rows(range)? else { continue };
+            self.writer.append(key, &told, 0..positions)?;
+            measure(&self.header, &told, &mut self.found);
+            self.found.taken += 1;
+            self.found.rows += 1;
+            self.found.positions += positions;
+        }
+        Ok(())
+    }
+}
+
+fn measure(header: &Header, told: &TopLogps, found: &mut Captured) {
+    let read = header.rounded(told);
+    let kl = |p: f32, q: f32| f64::from(p).exp() * (f64::from(p) - f64::from(q));
+    let logps = told.logps.iter().zip(&read.logps);
+    let rest = told.rest.iter().zip(&read.rest).filter(|(p, _)| **p > -RANGE_OF_MASS);
+    found.rounding_kl += logps.chain(rest).map(|(&p, &q)| kl(p, q)).sum::<f64>();
+    found.rest_mass += told.rest.iter().map(|&logp| f64::from(logp).exp()).sum::<f64>();
+}
+
+/// Log-probs below its negative have no mass that counts.
+const RANGE_OF_MASS: f32 = 80.0;

@@ -1,0 +1,12 @@
+//! Distillation: a student learns the distribution of a teacher's next tokens ("Distilling the
+//! Knowledge in a Neural Network", Hinton et al. 2015; GKD, Agarwal et al. 2024). The whole run is
+//! [`halter_core::train::run`].
+
+pub mod capture;
+pub mod config;
+pub mod method;
+pub mod step;
+pub mod store;
+pub mod teacher;
+
+pub use method::Distill;

@@ -1,0 +1,168 @@
+//! Who is learned from.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+use halter_core::data::batch::PackedBatch;
+use halter_core::model::linear::PassMode;
+use halter_core::model::param::Param;
+use halter_core::model::{Base, Decoder};
+use halter_core::ops::divergence::{TeacherRows, TopLogps};
+use halter_core::train::source::{Source, SourceSpec};
+use halter_core::{Error, Result};
+
+use crate::config::DistillConfig;
+use crate::store::Store;
+
+/// A teacher.
+#[derive(Debug)]
+pub enum Teacher {
+    /// In this process.
+    Model(Box<ModelTeacher>),
+    /// What one said before.
+    Store(Store),
+}
+
+/// A model in this process.
+#[derive(Debug)]
+pub struct ModelTeacher {
+    model: Decoder,
+    /// Likeliest tokens that are told; all where there is none.
+    top_k: Option<usize>,
+    temperature: f64,
+}
+
+impl Teacher {
+    /// The teacher of `config`, for a student made from `source`.
+    ///
+    /// # Errors
+    /// None that is named, one that cannot be read, or one that reads other tokens.
+    pub fn open(config: &DistillConfig, source: &Source, device: &Device) -> Result<Self> {
+        let options = &config.method;
+        if let Some(path) = &options.teacher_logps {
+            let store = Store::open(path)?;
+            let (got, wanted) = (store.header.temperature, options.temperature);
+            if store.header.tokenizer != source.tokenizer.fingerprint() {
+                return Err(Error::data("the teacher read other tokens than the student")
+                    .in_file(path)
+                    .hint("distill from a model with the student's tokenizer"));
+            }
+            if got != wanted {
+                return Err(Error::config(format!(
+                    "`temperature` is `{wanted}`, and the log-probs were taken at `{got}`"
+                ))
+                .in_file(path));
+            }
+            return Ok(Self::Store(store));
+        }
+        let name = options.teacher.clone().ok_or_else(|| {
+            Error::config("no teacher").hint(
+                "name the model to learn from with `--teacher`, or what it said with \
+                 `--teacher-logps`",
+            )
+        })?;
+        let spec = SourceSpec { model: Some(name.clone()), ..SourceSpec::default() };
+        let mut other = Source::open(&spec)?;
+        same_tokens(&name, &other, source)?;
+        let model = other.decoder(Base::Frozen, device, config.train.seed)?;
+        let model = ModelTeacher::new(model, options.teacher_top_k, options.temperature);
+        Ok(Self::Model(Box::new(model)))
+    }
+
+    /// What it says of the rows of `batch` that predict a target, to be asked for in their order.
+    ///
+    /// # Errors
+    /// When the model cannot be computed, or a row is not in the store.
+    pub fn read(&self, batch: &PackedBatch) -> Result<Reading<'_>> {
+        match self {
+            Self::Model(model) => model.read(batch),
+            Self::Store(store) => Ok(Reading::Told(store.read(batch)?)),
+        }
+    }
+
+    /// Bytes that it holds in memory, its scratch left out.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Model(teacher) => teacher.model.params().into_iter().map(bytes).sum(),
+            Self::Store(_) => 0,
+        }
+    }
+
+    /// Parameters that each step goes through.
+    pub fn parameters(&self) -> usize {
+        match self {
+            Self::Model(teacher) => teacher.model.parameters(),
+            Self::Store(_) => 0,
+        }
+    }
+}
+
+fn bytes(param: &Param) -> usize {
+    match param.dense() {
+        Some(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+        None => param.stored_bytes(),
+    }
+}
+
+impl ModelTeacher {
+    /// `model`, which tells its `top_k` likeliest tokens under a temperature, or all.
+    pub fn new(model: Decoder, top_k: Option<usize>, temperature: f64) -> Self {
+        Self { model, top_k, temperature }
+    }
+
+    /// As [`Teacher::read`].
+    ///
+    /// # Errors
+    /// When the model cannot be computed.
+    pub fn read(&self, batch: &PackedBatch) -> Result<Reading<'_>> {
+        let rows = batch.target_rows()?;
+        let hidden = self.model.evaluate_hidden(batch, &rows, PassMode::EVALUATE)?;
+        Ok(Reading::Hidden(self, hidden))
+    }
+}
+
+/// What a teacher makes of a batch.
+#[derive(Debug)]
+pub enum Reading<'t> {
+    /// Its final hidden states, whose logits are computed when they are asked for.
+    Hidden(&'t ModelTeacher, Tensor),
+    /// All that it said.
+    Told(TopLogps),
+}
+
+impl Reading<'_> {
+    /// What it says of `rows`.
+    ///
+    /// # Errors
+    /// When the head cannot be computed.
+    pub fn rows(&self, rows: Range<usize>) -> Result<TeacherRows> {
+        match self {
+            Self::Hidden(teacher, hidden) => {
+                let told = teacher.model.teacher_rows(hidden, rows)?;
+                match (teacher.top_k, told) {
+                    (Some(k), TeacherRows::Logits(logits)) => {
+                        Ok(TeacherRows::Top(TopLogps::of(&logits, k, teacher.temperature)?))
+                    }
+                    (_, told) => Ok(told),
+                }
+            }
+            Self::Told(all) => Ok(TeacherRows::Top(all.rows(rows))),
+        }
+    }
+}
+
+/// Refuses a teacher whose ids mean other tokens. Padding beyond the tokens may differ.
+fn same_tokens(name: &str, teacher: &Source, student: &Source) -> Result<()> {
+    let (theirs, ours) = (&teacher.tokenizer, &student.tokenizer);
+    let limit = theirs.id_limit().max(ours.id_limit()) as u32;
+    let differs = (0..limit).find(|&id| theirs.id_to_token(id) != ours.id_to_token(id));
+    let Some(id) = differs else { return Ok(()) };
+    let shown =
+        |token: Option<String>| token.map_or("nothing".into(), |token| format!("`{token}`"));
+    Err(Error::model(format!(
+        "the teacher `{name}` reads other tokens: `{id}` is {} there and {} in the student",
+        shown(theirs.id_to_token(id)),
+        shown(ours.id_to_token(id)),
+    ))
+    .hint("distill from a model with the student's tokenizer, or train on the teacher's texts"))
+}
