@@ -91,13 +91,12 @@ impl TopLogps {
         let inverse = (1.0 / temperature) as f32;
         let row = |row: &[f32]| {
             let ids = likeliest_few(row, k);
-            let lse = log_sum_exp(row, inverse).1;
-            let logp = |&id: &u32| (f64::from(row[id as usize] * inverse) - lse) as f32;
-            let logps: Vec<f32> = ids.iter().map(logp).collect();
+            let all = Normalizer::of(row, inverse);
+            let logps: Vec<f32> = ids.iter().map(|&id| all.logp(row[id as usize])).collect();
             let mut others = row.to_vec();
             ids.iter().for_each(|&id| others[id as usize] = f32::NEG_INFINITY);
             let rest = match k < vocabulary {
-                true => (log_sum_exp(&others, inverse).1 - lse) as f32,
+                true => Normalizer::of(&others, inverse).logp_within(all),
                 false => LEAST,
             };
             (ids, logps, rest)
@@ -248,12 +247,21 @@ impl Rows<'_> {
                 let ids = Tensor::from_slice(&top.ids, (rows, top.k), logits.device())?;
                 let of_top = Tensor::from_slice(&top.logps, (rows, top.k), logits.device())?;
                 let rest = Tensor::from_slice(&top.rest, (rows, 1), logits.device())?;
-                let teacher = Tensor::cat(&[of_top, rest], 1)?.to_dtype(wide)?;
-                let logq = log_softmax(&(leaf.as_tensor() / temperature)?)?;
-                let of_top = logq.gather(&ids, 1)?;
-                let inside = of_top.exp()?.sum_keepdim(1)?;
-                let rest = (1.0 - inside)?.maximum(f64::MIN_POSITIVE)?.log()?;
-                divergence.between(&teacher, &Tensor::cat(&[of_top, rest], 1)?)?
+                let (of_top, rest) = (of_top.to_dtype(wide)?, rest.to_dtype(wide)?);
+                let scaled = (leaf.as_tensor() / temperature)?;
+                let logq = log_softmax(&scaled)?.gather(&ids, 1)?;
+                if top.k == logits.dim(1)? {
+                    divergence.between(&of_top, &logq)?
+                } else {
+                    let nowhere = Tensor::full(-1e30, (rows, top.k), logits.device())?;
+                    let others =
+                        scaled.zeros_like()?.scatter_add(&ids, &nowhere.to_dtype(wide)?, 1)?;
+                    let (max, total) = log_total(&(&scaled + others)?)?;
+                    let (max_of_all, total_of_all) = log_total(&scaled)?;
+                    let q_rest = ((max - max_of_all)? + (total - total_of_all)?)?;
+                    let student = Tensor::cat(&[logq, q_rest], 1)?;
+                    divergence.between(&Tensor::cat(&[of_top, rest], 1)?, &student)?
+                }
             }
         };
         let logps = log_softmax(&leaf)?;
@@ -287,11 +295,16 @@ impl Rows<'_> {
     }
 }
 
-/// `x − log Σ eˣ` along the last dimension, with a graph.
-fn log_softmax(x: &Tensor) -> Result<Tensor> {
+/// Maximum along the last dimension, which stays, and `log Σ e^(x − maximum)`, with a graph.
+fn log_total(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let max = x.max_keepdim(D::Minus1)?.detach();
-    let x = x.broadcast_sub(&max)?;
-    Ok(x.broadcast_sub(&x.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+    let total = x.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    Ok((max, total))
+}
+
+fn log_softmax(x: &Tensor) -> Result<Tensor> {
+    let (max, total) = log_total(x)?;
+    Ok(x.broadcast_sub(&max)?.broadcast_sub(&total)?)
 }
 
 impl Divergence {
@@ -409,9 +422,8 @@ struct Student<'a> {
     comparison: Comparison,
     entries: &'a [Target],
     charges: &'a [Charge],
-    best: f32,
-    /// Log-sum-exp at temperature 1.
-    lse: f64,
+    /// At temperature 1.
+    plain: Normalizer,
 }
 
 impl<'a> Student<'a> {
@@ -421,15 +433,16 @@ impl<'a> Student<'a> {
         entries: &'a [Target],
         charges: &'a [Charge],
     ) -> Self {
-        let (best, lse) = log_sum_exp(logits, 1.0);
-        Self { logits, comparison, entries, charges, best, lse }
+        let plain = Normalizer::of(logits, 1.0);
+        Self { logits, comparison, entries, charges, plain }
     }
 
     /// What its targets are told, with the divergence of the row.
     fn distances(&self, divergence: f64) -> Vec<Distance> {
         let distance = |entry: &Target| {
             let logit = self.logits[entry.token as usize];
-            Distance { divergence, logp: f64::from(logit) - self.lse, is_best: logit >= self.best }
+            let logp = f64::from(logit - self.plain.best) - f64::from(self.plain.log_total);
+            Distance { divergence, logp, is_best: logit >= self.plain.best }
         };
         self.entries.iter().map(distance).collect()
     }
@@ -452,16 +465,16 @@ impl<'a> Student<'a> {
         let shared = self.logits.len().min(teacher.len());
         let teacher = &teacher[..shared];
         let inverse = (1.0 / self.comparison.temperature) as f32;
-        let of_teacher = log_sum_exp(teacher, inverse).1 as f32;
+        let of_teacher = Normalizer::of(teacher, inverse);
         let of_student = match self.comparison.temperature == 1.0 && shared == self.logits.len() {
-            true => self.lse,
-            false => log_sum_exp(&self.logits[..shared], inverse).1,
-        } as f32;
+            true => self.plain,
+            false => Normalizer::of(&self.logits[..shared], inverse),
+        };
         let (weight, ce_weight) = self.row_weights();
-        let lse = self.lse as f32;
+        let plain = self.plain;
         let log_probs = |t: f32, s: f32| {
-            let logp = t * inverse - of_teacher;
-            (if logp < LEAST { LEAST } else { logp }, s * inverse - of_student)
+            let logp = of_teacher.logp(t);
+            (if logp < LEAST { LEAST } else { logp }, of_student.logp(s))
         };
         let distances = with_terms!(self.comparison.divergence, terms => {
             let (divergence, h) = {
@@ -476,12 +489,12 @@ impl<'a> Student<'a> {
             vectorize!(for (s, &t) in student.iter_mut().zip(teacher) {
                 let (logp, logq) = log_probs(t, *s);
                 let (_, own) = terms.of(logp, logq);
-                *s = weight * (own - exp(logq) * h) + ce_weight * exp(*s - lse);
+                *s = weight * (own - exp(logq) * h) + ce_weight * exp(plain.logp(*s));
             });
             distances
         });
         let beyond = &mut self.logits[shared..];
-        vectorize!(beyond.iter_mut().for_each(|s| *s = ce_weight * exp(*s - lse)));
+        vectorize!(beyond.iter_mut().for_each(|s| *s = ce_weight * exp(plain.logp(*s))));
         self.subtract_targets();
         distances
     }
@@ -491,19 +504,19 @@ impl<'a> Student<'a> {
         let ids = &top.ids[row * top.k..(row + 1) * top.k];
         let logps = &top.logps[row * top.k..(row + 1) * top.k];
         let inverse = (1.0 / self.comparison.temperature) as f32;
-        let student_lse = log_sum_exp(self.logits, inverse).1 as f32;
-        let logq = |logit: f32| logit * inverse - student_lse;
+        let all = Normalizer::of(self.logits, inverse);
+        let logq = |logit: f32| all.logp(logit);
         // The mass outside, added up apart: one less the mass inside would cancel.
         scratch.clear();
         scratch.extend(ids.iter().map(|&id| self.logits[id as usize]));
         ids.iter().for_each(|&id| self.logits[id as usize] = f32::NEG_INFINITY);
         let rest = match ids.len() < self.logits.len() {
-            true => (log_sum_exp(self.logits, inverse).1 as f32 - student_lse).max(LEAST),
+            true => Normalizer::of(self.logits, inverse).logp_within(all).max(LEAST),
             false => LEAST,
         };
         ids.iter().zip(&*scratch).for_each(|(&id, &logit)| self.logits[id as usize] = logit);
         let (weight, ce_weight) = self.row_weights();
-        let lse = self.lse as f32;
+        let plain = self.plain;
         with_terms!(self.comparison.divergence, terms => {
             let of = |logp: f32, logq: f32| terms.of(logp.max(LEAST), logq);
             let (mut divergence, mut h) = of(top.rest[row], rest);
@@ -517,12 +530,12 @@ impl<'a> Student<'a> {
             // Each token outside has its share of what the class is charged.
             let outside = weight * (h_rest / exp(rest).max(f32::MIN_POSITIVE) - h);
             vectorize!(self.logits.iter_mut().for_each(|s| {
-                *s = outside * exp(*s * inverse - student_lse) + ce_weight * exp(*s - lse);
+                *s = outside * exp(logq(*s)) + ce_weight * exp(plain.logp(*s));
             }));
             for ((&id, &logp), &logit) in ids.iter().zip(logps).zip(&*scratch) {
                 let (_, own) = of(logp, logq(logit));
                 self.logits[id as usize] =
-                    weight * (own - exp(logq(logit)) * h) + ce_weight * exp(logit - lse);
+                    weight * (own - exp(logq(logit)) * h) + ce_weight * exp(plain.logp(logit));
             }
             self.subtract_targets();
             distances
@@ -530,13 +543,35 @@ impl<'a> Student<'a> {
     }
 }
 
-/// Largest element, and the log-sum-exp of `x · inverse`.
-fn log_sum_exp(x: &[f32], inverse: f32) -> (f32, f64) {
-    vectorize!({
-        let best = max(x);
-        let (total, _) = sums(x.len(), |i| (exp((x[i] - best) * inverse), 0.0));
-        (best, f64::from(best) * f64::from(inverse) + f64::from(total).ln())
-    })
+/// What turns logits into log-probs under a temperature. Logits are taken from the largest first, so
+/// that no digits go where all of them are large.
+#[derive(Clone, Copy)]
+struct Normalizer {
+    best: f32,
+    /// One by the temperature.
+    inverse: f32,
+    /// Log of Σ exp((x − best) · inverse).
+    log_total: f32,
+}
+
+impl Normalizer {
+    fn of(x: &[f32], inverse: f32) -> Self {
+        vectorize!({
+            let best = max(x);
+            let (total, _) = sums(x.len(), |i| (exp((x[i] - best) * inverse), 0.0));
+            Self { best, inverse, log_total: total.ln() }
+        })
+    }
+
+    #[inline(always)]
+    fn logp(&self, x: f32) -> f32 {
+        (x - self.best) * self.inverse - self.log_total
+    }
+
+    /// Log of the share that the logits of this have of those of `all`.
+    fn logp_within(&self, all: Self) -> f32 {
+        (self.best - all.best) * self.inverse + (self.log_total - all.log_total)
+    }
 }
 
 /// Sums of both parts of `f(i)`, in the order of [`super::simd::sum`].
