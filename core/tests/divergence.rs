@@ -125,9 +125,10 @@ fn losses_and_gradients_are_those_of_trl_and_torch() {
                 let error = (found.divergence - want).abs() / want.abs().max(0.1);
                 assert!(error < 1e-5, "{what}: {found:?} {want}");
             }
-            // candle's autograd in f32 adds up h − q Σ h from larger numbers.
+            // A teacher's log-probs of −100 are kept to 8e-6 in f32, and candle's autograd in f32 adds
+            // up h − q Σ h from larger numbers.
             let is_plain = dtype == DType::F32 && !ctx.is_fused(&logits);
-            let tolerance = if is_plain { 5e-5 } else { 1e-5 };
+            let tolerance = if is_plain || case.k.is_some() { 5e-5 } else { 1e-5 };
             assert_relative(&what, &gradient, &matrix(&case.gradient, dtype), tolerance);
         }
     }
