@@ -1,6 +1,7 @@
 //! `halter distill`: a student learns from a teacher.
 
 mod capture;
+mod init;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(Box<init::Args>),
     Capture(Box<capture::Args>),
 }
 
@@ -110,6 +112,7 @@ impl MethodArgs for DistillArgs {
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     match args.command {
         None => train::run::<DistillArgs, Distill>(args.train, context),
+        Some(Command::Init(args)) => init::run(*args, context),
         Some(Command::Capture(args)) => capture::run(*args, context),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod capture;
 pub mod config;
+pub mod init;
 pub mod method;
 pub mod step;
 pub mod store;

@@ -1,0 +1,91 @@
+//! `halter distill init`: a student made of its teacher's blocks.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use halter_core::model::merge::refuse_occupied;
+use halter_core::model::weights::export::ExportOptions;
+use halter_core::model::weights::{HubOptions, ModelFiles};
+use halter_core::{Error, bundled};
+use halter_distill::init::{Blocks, keep_blocks};
+use serde_json::json;
+
+use crate::{Context, progress};
+
+/// Make a student of some of a model's blocks, for `halter distill` to heal
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Teacher: a directory in Hugging Face's layout, a .gguf file, a hub id, or `bundled`
+    #[arg(long, alias = "model")]
+    teacher: String,
+    /// Branch, tag or commit on the hub
+    #[arg(long)]
+    revision: Option<String>,
+    #[command(flatten)]
+    which: Which,
+    /// Where to write the student: a directory that is not there, or is empty
+    #[arg(long, alias = "output_dir", value_name = "DIR")]
+    output: PathBuf,
+    /// Type of the student's weights
+    #[arg(long, value_name = "TYPE", default_value = "f32",
+          value_parser = PossibleValuesParser::new(["f32", "bf16", "f16"]))]
+    export_dtype: String,
+}
+
+/// Which blocks stay.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// These blocks, counted from 0, as 0-9,20-29
+    #[arg(long, value_name = "BLOCKS", value_parser = blocks)]
+    keep_blocks: Option<Blocks>,
+    /// All but every N-th
+    #[arg(long, value_name = "N")]
+    drop_every: Option<usize>,
+    /// So many, evenly spread
+    #[arg(long, value_name = "N")]
+    num_blocks: Option<usize>,
+}
+
+impl Which {
+    fn blocks(self) -> Blocks {
+        match (self.keep_blocks, self.drop_every, self.num_blocks) {
+            (Some(blocks), ..) => blocks,
+            (None, Some(n), _) => Blocks::DropEvery(n),
+            (None, None, count) => Blocks::Spread(count.unwrap_or(0)),
+        }
+    }
+}
+
+/// clap shows an error without its hint.
+fn blocks(text: &str) -> Result<Blocks, String> {
+    text.parse().map_err(|error: Error| match error.remedy() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    })
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let mut progress = progress::to_stderr();
+    // Before anything is fetched.
+    refuse_occupied(&args.output)?;
+    let dtype = args
+        .export_dtype
+        .parse()
+        .map_err(|error| Error::config("the type of the export is not known").because(error))?;
+    let hub = HubOptions { revision: args.revision.clone(), ..HubOptions::default() };
+    let bundled = bundled::path(&args.teacher)?.map(|path| path.display().to_string());
+    let teacher = ModelFiles::open(bundled.as_ref().unwrap_or(&args.teacher), &hub)?;
+    let options = ExportOptions { dtype, ..ExportOptions::default() };
+    let blocks = args.which.blocks();
+    let kept = blocks.of(teacher.config.num_hidden_layers)?;
+    let files = keep_blocks(&teacher, &blocks, &options, &args.output)?;
+    progress.note(&format!(
+        "student: {} ({} of {} blocks)",
+        args.output.display(),
+        kept.len(),
+        teacher.config.num_hidden_layers
+    ));
+    context.print_json(&json!({ "output": args.output, "blocks": kept, "files": files }))
+}
