@@ -172,7 +172,7 @@ mod tests {
             let last = teacher.config.num_hidden_layers - 1;
             let folder = tempfile::tempdir().unwrap();
             let output = folder.path().join("student");
-            let blocks = Blocks::Keep(vec![last..last + 1]);
+            let blocks = last.to_string().parse().unwrap();
             keep_blocks(&teacher, &blocks, &ExportOptions::default(), &output).unwrap();
             let student =
                 ModelFiles::open(output.to_str().unwrap(), &HubOptions::default()).unwrap();
