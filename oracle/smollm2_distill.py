@@ -6,7 +6,7 @@ Twenty rows of `sft_rows.jsonl` in file order, two a step, off-policy (lambda 0)
 teacher with blocks 2, 5, 8, … left out. Recorded before each update: the loss and the gradient's norm
 before clipping, in full precision. TRL's trainer compares at temperature 1 whatever it is told.
 
-f32, lr 1e-4 linear to zero without warm-up, AdamW (0.9, 0.999, eps 1e-8, no weight decay), clipping at
+f32, lr 2e-5 linear to zero without warm-up, AdamW (0.9, 0.999, eps 1e-8, no weight decay), clipping at
 1.0.
 """
 
@@ -25,7 +25,7 @@ RUNS = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
 SETTINGS = dict(
     steps=STEPS,
     rows_per_step=ROWS_PER_STEP,
-    learning_rate=1e-4,
+    learning_rate=2e-5,
     schedule="linear to zero, no warm-up",
     adam=dict(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0),
     max_grad_norm=1.0,
