@@ -22,7 +22,7 @@ const NEW: usize = 16;
 fn operations(model: &Decoder, completions: usize) -> usize {
     let config = &model.config;
     let head = config.vocab_size * config.hidden_size;
-    let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
+    let matrices = model.params().into_iter().filter(|p| p.dims().len() == 2);
     let blocks = matrices.map(|p| p.elem_count()).sum::<usize>() - head;
     // The last token of a completion is not computed.
     let computed = PROMPT + completions * (NEW - 1);
