@@ -75,6 +75,9 @@ pub fn capture(
         temperature: options.temperature,
     };
     let (writer, known) = StoreWriter::open(path, &header)?;
+    if let Some(damaged) = known.as_ref().map(Store::damaged_bytes).filter(|&bytes| bytes > 0) {
+        progress.note(&format!("{}: {damaged} damaged bytes cut off its end", path.display()));
+    }
     let teacher = ModelTeacher::new(model, Some(header.k), options.temperature);
     let found = Captured {
         rows: known.as_ref().map_or(0, Store::len),

@@ -5,7 +5,6 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use halter_core::data::batch::PackedBatch;
 use halter_core::model::linear::PassMode;
-use halter_core::model::param::Param;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::divergence::{TeacherRows, TopLogps};
 use halter_core::train::source::{Source, SourceSpec};
@@ -83,7 +82,7 @@ impl Teacher {
     /// Bytes that it holds in memory, its scratch left out.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Model(teacher) => teacher.model.params().into_iter().map(bytes).sum(),
+            Self::Model(teacher) => teacher.model.bytes(),
             Self::Store(_) => 0,
         }
     }
@@ -94,13 +93,6 @@ impl Teacher {
             Self::Model(teacher) => teacher.model.parameters(),
             Self::Store(_) => 0,
         }
-    }
-}
-
-fn bytes(param: &Param) -> usize {
-    match param.dense() {
-        Some(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-        None => param.stored_bytes(),
     }
 }
 

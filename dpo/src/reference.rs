@@ -84,7 +84,7 @@ impl Reference {
         };
         let without_adapter = model.is_none() && config.train.lora_rank > 0;
         let whole = model.as_deref().unwrap_or(policy);
-        reference.bytes = model.as_deref().map_or(0, bytes_of);
+        reference.bytes = model.as_deref().map_or(0, Decoder::bytes);
         if options.precompute_ref_log_probs {
             reference.fingerprint = Some(whole.fingerprint(!without_adapter)?);
             let trained: usize = policy.trained().into_iter().map(Param::elem_count).sum();
@@ -304,12 +304,4 @@ fn reference_model(
 
 fn dense(model: &Decoder) -> impl Iterator<Item = (&str, &Tensor)> {
     model.params().into_iter().filter_map(|param| Some((param.name(), param.dense()?)))
-}
-
-fn bytes_of(model: &Decoder) -> usize {
-    let bytes = |param: &Param| match param.dense() {
-        Some(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-        None => param.stored_bytes(),
-    };
-    model.params().into_iter().map(bytes).sum()
 }

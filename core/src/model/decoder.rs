@@ -197,6 +197,15 @@ impl Decoder {
         self.params().into_iter().map(Param::elem_count).sum()
     }
 
+    /// Bytes of all parameters as they are held.
+    pub fn bytes(&self) -> usize {
+        let bytes = |param: &Param| match param.dense() {
+            Some(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            None => param.stored_bytes(),
+        };
+        self.params().into_iter().map(bytes).sum()
+    }
+
     /// What its frozen parameters are, hashed: name, shape, type and first elements of each.
     ///
     /// # Errors
