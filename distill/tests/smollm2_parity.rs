@@ -69,8 +69,7 @@ fn ten_steps_are_those_of_trl() {
         let mut worst = 0f64;
         for (step, rows) in rows.chunks(ROWS_PER_STEP).enumerate() {
             grads.clear().unwrap();
-            let options =
-                StepOptions { microbatch_tokens: 4096, keep_blocks: 20, dropout_seed: None };
+            let options = StepOptions { microbatch_tokens: 4096, keep_blocks: 20, seed: 0 };
             let figures = distill
                 .each_pass(&model, rows, options, &grads, &mut |pass, loss| {
                     pass.backward(loss, &grads)

@@ -15,7 +15,7 @@ use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{
     Backward, Description, Figures, Method, RowEncoder, StepOptions, TrainRow,
 };
-use halter_core::train::pass::{PassOptions, scalar};
+use halter_core::train::pass::scalar;
 use halter_core::train::progress::Progress;
 use halter_core::train::run::Beginning;
 use halter_core::train::source::Source;
@@ -157,10 +157,7 @@ impl Method for Kto {
         for (index, members) in places(rows, options.microbatch_tokens).into_iter().enumerate() {
             let (batch, desirable) = self.batch(model, rows, &members)?;
             let reference = self.reference(model, &batch)?;
-            let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
-            let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-            let pass_options = PassOptions { keep_blocks: options.keep_blocks, mode };
-            let pass = model.forward(&batch.branched.packed, pass_options)?;
+            let pass = model.forward(&batch.branched.packed, options.pass(index))?;
             let logps = pass.per_token_logps();
             let sums = batch.sums(logps)?;
             let losses =

@@ -14,7 +14,7 @@ use halter_core::text::branches::encode_branches;
 use halter_core::text::encode::EncodeOptions;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Description, Figures, Method, RowEncoder, StepOptions};
-use halter_core::train::pass::{PassOptions, scalar};
+use halter_core::train::pass::scalar;
 use halter_core::train::progress::Progress;
 use halter_core::train::run::Beginning;
 use halter_core::train::source::Source;
@@ -131,10 +131,7 @@ impl Method for Dpo {
         let batches = self.pack(model, rows, microbatch_tokens)?;
         for (index, batch) in batches.iter().enumerate() {
             let reference = self.reference.sums(model, batch)?;
-            let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
-            let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-            let pass_options = PassOptions { keep_blocks: options.keep_blocks, mode };
-            let pass = model.forward(&batch.branched.packed, pass_options)?;
+            let pass = model.forward(&batch.branched.packed, options.pass(index))?;
             let per_pair = chosen_tokens(rows);
             let logps = pair_logps(batch, pass.per_token_logps(), reference.as_ref(), per_pair)?;
             let loss = (self.loss(&logps)?.sum_all()? / rows.len() as f64)?;

@@ -8,7 +8,6 @@ use halter_core::model::linear::PassMode;
 use halter_core::model::param::Grads;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Figures, StepOptions};
-use halter_core::train::pass::PassOptions;
 use halter_core::{Error, Result};
 
 use crate::loss::cross_entropy;
@@ -47,11 +46,8 @@ pub fn each_pass(
     }
     let mut figures = Figures::default();
     for (index, batch) in batches.iter().enumerate() {
-        let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
-        let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-        let pass_options = PassOptions { keep_blocks: options.keep_blocks, mode };
         let dlogps = vec![-1.0 / supervised as f64; batch.targets.len()];
-        let pass = model.forward_with_dlogps(batch, pass_options, &dlogps, grads)?;
+        let pass = model.forward_with_dlogps(batch, options.pass(index), &dlogps, grads)?;
         let loss = cross_entropy(pass.per_token_logps(), supervised)?;
         let value = halter_core::train::pass::scalar(&loss)?;
         add(&mut figures, batch, value * supervised as f64, &pass.is_best());

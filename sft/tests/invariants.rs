@@ -56,8 +56,8 @@ fn rows() -> Vec<Row> {
     [9, 30, 4, 17, 40, 2, 25, 12].into_iter().enumerate().map(row).collect()
 }
 
-fn options(microbatch_tokens: usize, keep_blocks: usize, dropout: Option<u64>) -> StepOptions {
-    StepOptions { microbatch_tokens, keep_blocks, dropout_seed: dropout }
+fn options(microbatch_tokens: usize, keep_blocks: usize, seed: u64) -> StepOptions {
+    StepOptions { microbatch_tokens, keep_blocks, seed }
 }
 
 fn evaluate(
@@ -74,9 +74,8 @@ fn train(model: &Decoder, steps: u64, at: StepOptions) -> Vec<f64> {
     let mut grads = model.grads().unwrap();
     let step = |step: u64| {
         grads.clear().unwrap();
-        let dropout_seed = at.dropout_seed.map(|seed| seed + (step << 16));
-        let figures =
-            accumulate(model, &rows(), StepOptions { dropout_seed, ..at }, &grads).unwrap();
+        let seed = at.seed + (step << 16);
+        let figures = accumulate(model, &rows(), StepOptions { seed, ..at }, &grads).unwrap();
         let clip = (1.0 / (grads.norm().unwrap() + 1e-6)).min(1.0);
         optimizer.update(&model.trained(), &grads, 1e-3, clip).unwrap();
         figures.loss()
@@ -96,7 +95,7 @@ fn one_microbatch_of_eight_rows_is_eight_of_one() {
     let model = model();
     let gradients = |microbatch_tokens| {
         let grads = model.grads().unwrap();
-        let at = options(microbatch_tokens, 2, None);
+        let at = options(microbatch_tokens, 2, 0);
         let figures = accumulate(&model, &rows(), at, &grads).unwrap();
         (figures, grads)
     };
@@ -116,7 +115,7 @@ fn one_microbatch_of_eight_rows_is_eight_of_one() {
 fn the_size_of_microbatches_does_not_change_where_training_goes() {
     let run = |microbatch_tokens| {
         let model = model();
-        let losses = train(&model, 6, options(microbatch_tokens, 2, None));
+        let losses = train(&model, 6, options(microbatch_tokens, 2, 0));
         (losses, weights(&model))
     };
     let ((losses, a), (others, b)) = (run(4096), run(20));
@@ -178,7 +177,7 @@ fn the_order_of_rows_within_a_step_does_not_change_its_loss() {
 fn lora_with_dropout_has_the_same_bits_recomputed_and_kept() {
     let run = |keep_blocks, dropout: f64| {
         let model = with_lora(dropout);
-        let losses = train(&model, 4, options(60, keep_blocks, Some(11)));
+        let losses = train(&model, 4, options(60, keep_blocks, 11));
         let bits: Vec<u32> = weights(&model)
             .iter()
             .flat_map(|(_, w)| w.flatten_all().unwrap().to_vec1::<f32>().unwrap())
@@ -225,7 +224,7 @@ fn a_step_or_an_evaluation_without_a_trained_token_is_refused() {
     let mut rows = rows();
     rows.iter_mut().for_each(|row| row.completion_mask.fill(false));
     let grads = model.grads().unwrap();
-    let step = accumulate(&model, &rows, options(64, 0, None), &grads).unwrap_err();
+    let step = accumulate(&model, &rows, options(64, 0, 0), &grads).unwrap_err();
     for error in [step, evaluate(&model, &rows, 64).unwrap_err()] {
         assert_eq!(error.kind(), ErrorKind::Data);
         assert_eq!(error.to_string(), "no trained token in any row of the step");
@@ -385,7 +384,7 @@ fn an_update_inside_backward_is_the_update_after_it_bit_for_bit() {
     for keep_blocks in [0, 2] {
         for build in [model, || with_lora(0.0)] {
             let (after, inside) = (build(), build());
-            let at = options(4096, keep_blocks, None);
+            let at = options(4096, keep_blocks, 0);
             let mut optimizer = AdamW::new(AdamWConfig::default(), after.trained()).unwrap();
             let mut grads = after.grads().unwrap();
             let step = |_| {
@@ -405,7 +404,7 @@ fn an_update_inside_backward_is_the_update_after_it_bit_for_bit() {
 
 #[test]
 fn eight_bit_moments_train_as_full_ones_do() {
-    let at = options(4096, 2, None);
+    let at = options(4096, 2, 0);
     let run = |optim| train_in_backward(&model(), 60, at, optim);
     let (full, eight_bit) = (run(Optim::AdamW), run(Optim::AdamW8bit));
     assert!(full[59] < full[0] - 1.0, "little was learnt: {full:?}");

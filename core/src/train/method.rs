@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::config::{Config, MethodOptions};
 use super::interrupt::Interrupt;
-use super::pass::Pass;
+use super::pass::{Pass, PassOptions};
 use super::progress::Progress;
 use super::run::Beginning;
 use super::source::Source;
@@ -19,6 +19,7 @@ use crate::data::record::{Origin, Record, Row};
 use crate::memory::plan::Needs;
 use crate::model::Decoder;
 use crate::model::config::Head;
+use crate::model::linear::PassMode;
 use crate::model::param::Grads;
 
 /// What a step takes `batch_size` of.
@@ -54,8 +55,17 @@ pub struct StepOptions {
     pub microbatch_tokens: usize,
     /// Blocks that keep their activations; see [`super::pass::PassOptions`].
     pub keep_blocks: usize,
-    /// Seed of the step's dropout.
-    pub dropout_seed: Option<u64>,
+    /// Decides what is random in the step: dropout, and what a method draws.
+    pub seed: u64,
+}
+
+impl StepOptions {
+    /// How one of the step's microbatches, counted from 0, goes through the model.
+    pub fn pass(self, microbatch: usize) -> PassOptions {
+        let dropout_seed = Some(self.seed.wrapping_add(microbatch as u64));
+        let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
+        PassOptions { keep_blocks: self.keep_blocks, mode }
+    }
 }
 
 /// What a step or an evaluation saw.

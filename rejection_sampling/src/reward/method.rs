@@ -12,7 +12,7 @@ use halter_core::text::branches::encode_branches;
 use halter_core::text::encode::EncodeOptions;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Description, Figures, Method, RowEncoder, StepOptions};
-use halter_core::train::pass::{PassOptions, scalar};
+use halter_core::train::pass::scalar;
 use halter_core::train::source::Source;
 
 use super::batch::{Batch, pack};
@@ -76,11 +76,8 @@ impl Method for Reward {
         let mut seen = Seen::default();
         let batches = self.pack(model, rows, options.microbatch_tokens)?;
         for (index, batch) in batches.iter().enumerate() {
-            let dropout_seed = options.dropout_seed.map(|seed| seed.wrapping_add(index as u64));
-            let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-            let pass_options = PassOptions { keep_blocks: options.keep_blocks, mode };
             let scored = &batch.scored;
-            let pass = model.forward_hidden(&scored.packed, &scored.rows, pass_options)?;
+            let pass = model.forward_hidden(&scored.packed, &scored.rows, options.pass(index))?;
             let scores = pass.scores()?;
             let sum = batch.loss(&scores, self.options.center_rewards_coefficient)?;
             seen.note(batch, &scores, &sum)?;

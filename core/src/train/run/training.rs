@@ -255,7 +255,7 @@ impl<'a, M: Method> Training<'a, M> {
         let options = StepOptions {
             microbatch_tokens: plan.microbatch_tokens,
             keep_blocks: plan.keep_blocks,
-            dropout_seed: Some(hash(config.seed, step) & !0xffff),
+            seed: hash(config.seed, step) & !0xffff,
         };
         let inside = config.optimizer_in_backward;
         let with_remedy = |error| messages::with_remedy(error, step, rows);
