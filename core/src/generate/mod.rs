@@ -1,9 +1,9 @@
 //! Completions of prompts: continuous batching over a paged cache of keys and values.
 
+mod complete;
 pub mod engine;
 mod forward;
 pub mod generator;
-mod greedy;
 pub mod output;
 mod pages;
 pub mod sampling;
@@ -11,6 +11,6 @@ pub mod score;
 pub mod session;
 pub mod text;
 
+pub use complete::{Limits, Tokens, cached_tokens, complete, greedy};
+pub(crate) use complete::{PREFILL_TOKENS, SEQUENCES};
 pub use generator::Generator;
-pub use greedy::{Limits, cached_tokens, greedy};
-pub(crate) use greedy::{PREFILL_TOKENS, SEQUENCES};

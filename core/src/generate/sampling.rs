@@ -193,7 +193,7 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
 }
 
 /// The number that decides token `position` of a completion: the same whatever else is generated.
-pub(super) fn draw(seed: u64, row: u64, completion: u64, position: u64) -> f64 {
+pub fn draw(seed: u64, row: u64, completion: u64, position: u64) -> f64 {
     let key = hash(hash(hash(seed, row), completion), position);
     (key >> 11) as f64 / (1u64 << 53) as f64
 }
