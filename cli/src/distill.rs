@@ -58,6 +58,18 @@ pub struct DistillArgs {
     /// Compare with the teacher's K likeliest tokens, and all others together
     #[arg(long, value_name = "K", help_heading = "Distillation")]
     teacher_top_k: Option<usize>,
+    /// Share of the rows whose completion the student writes itself (GKD)
+    #[arg(long, alias = "lmbda", value_name = "SHARE", help_heading = "Distillation")]
+    on_policy_fraction: Option<f64>,
+    /// Let the teacher write the completions of the other rows
+    #[arg(long, alias = "seq_kd", help_heading = "Distillation")]
+    teacher_completions: bool,
+    /// Temperature at which completions are written
+    #[arg(long, value_name = "T", help_heading = "Distillation")]
+    sampling_temperature: Option<f64>,
+    /// Most tokens of a completion that is written
+    #[arg(long, alias = "max_new_tokens", value_name = "TOKENS", help_heading = "Distillation")]
+    max_new_tokens: Option<usize>,
     #[command(flatten)]
     rows: SftArgs,
 }
@@ -69,6 +81,7 @@ enum DivergenceArg {
     ReverseKl,
     Jsd,
     Tv,
+    Minillm,
 }
 
 impl MethodArgs for DistillArgs {
@@ -79,12 +92,15 @@ impl MethodArgs for DistillArgs {
             ($($field:ident),*) => { $( if let Some(value) = self.$field { options.$field = value; } )* };
         }
         set!(beta, temperature, divergence_weight, ce_weight);
+        set!(on_policy_fraction, sampling_temperature, max_new_tokens);
+        options.teacher_completions |= self.teacher_completions;
         if let Some(divergence) = self.divergence {
             options.divergence = match divergence {
                 DivergenceArg::ForwardKl => DivergenceKind::ForwardKl,
                 DivergenceArg::ReverseKl => DivergenceKind::ReverseKl,
                 DivergenceArg::Jsd => DivergenceKind::Jsd,
                 DivergenceArg::Tv => DivergenceKind::Tv,
+                DivergenceArg::Minillm => DivergenceKind::Minillm,
             };
         }
         if self.teacher.is_some() {

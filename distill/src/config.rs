@@ -34,6 +34,14 @@ pub struct DistillOptions {
     /// Compare with so many of the teacher's likeliest tokens, and all others together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_top_k: Option<usize>,
+    /// Share of the rows whose completion the student writes itself in the step.
+    pub on_policy_fraction: f64,
+    /// The teacher writes the completions of the other rows.
+    pub teacher_completions: bool,
+    /// Of completions that are written.
+    pub sampling_temperature: f64,
+    /// Most tokens of a completion that is written.
+    pub max_new_tokens: usize,
     /// Which assistant turns are trained.
     pub mask: MaskPolicy,
     /// Train what the template puts after the end-of-turn token as well.
@@ -55,6 +63,9 @@ pub enum DivergenceKind {
     Jsd,
     /// Total variation.
     Tv,
+    /// KL of the student's whole completions from the teacher: reverse KL at every token, and what
+    /// the token led to.
+    Minillm,
 }
 
 impl Default for DistillOptions {
@@ -68,6 +79,10 @@ impl Default for DistillOptions {
             divergence_weight: 1.0,
             ce_weight: 0.0,
             teacher_top_k: None,
+            on_policy_fraction: 0.0,
+            teacher_completions: false,
+            sampling_temperature: 1.0,
+            max_new_tokens: 256,
             mask: MaskPolicy::All,
             train_on_trailing: false,
             completion_only_loss: true,
@@ -80,7 +95,7 @@ impl DistillOptions {
     pub fn comparison(&self) -> Comparison {
         let divergence = match self.divergence {
             DivergenceKind::ForwardKl => Divergence::ForwardKl,
-            DivergenceKind::ReverseKl => Divergence::ReverseKl,
+            DivergenceKind::ReverseKl | DivergenceKind::Minillm => Divergence::ReverseKl,
             DivergenceKind::Jsd => Divergence::Jsd(self.beta as f32),
             DivergenceKind::Tv => Divergence::TotalVariation,
         };
@@ -98,6 +113,10 @@ impl MethodOptions for DistillOptions {
         "divergence_weight",
         "ce_weight",
         "teacher_top_k",
+        "on_policy_fraction",
+        "teacher_completions",
+        "sampling_temperature",
+        "max_new_tokens",
         "mask",
         "train_on_trailing",
         "completion_only_loss",
@@ -119,6 +138,18 @@ impl MethodOptions for DistillOptions {
             ),
             ("ce-weight", self.ce_weight, self.ce_weight >= 0.0, "0 or more"),
             ("beta", self.beta, self.beta > 0.0 && self.beta < 1.0, "between 0 and 1"),
+            (
+                "on-policy-fraction",
+                self.on_policy_fraction,
+                (0.0..=1.0).contains(&self.on_policy_fraction),
+                "0 to 1",
+            ),
+            (
+                "sampling-temperature",
+                self.sampling_temperature,
+                self.sampling_temperature >= 0.0,
+                "0 or more",
+            ),
         ];
         if let Some((name, value, _, expected)) =
             checks.into_iter().find(|&(_, value, fits, _)| !(fits && value.is_finite()))
@@ -135,6 +166,48 @@ impl MethodOptions for DistillOptions {
         }
         if self.teacher_top_k == Some(0) {
             return Err(Error::config("`teacher-top-k` is `0`: expected 1 or more"));
+        }
+        self.validate_written()
+    }
+}
+
+impl DistillOptions {
+    /// Whether completions are written while the student is trained.
+    pub fn writes(&self) -> bool {
+        self.on_policy_fraction > 0.0 || self.teacher_completions
+    }
+
+    fn validate_written(&self) -> Result<()> {
+        if self.max_new_tokens == 0 {
+            return Err(Error::config("`max-new-tokens` is `0`: expected 1 or more"));
+        }
+        if self.writes() && self.teacher_logps.is_some() {
+            return Err(Error::config("a file knows nothing of completions that are written now")
+                .hint("name the model with `--teacher` instead of `--teacher-logps`"));
+        }
+        let usual = Self::default();
+        for (name, is_usual) in [
+            ("sampling-temperature", self.sampling_temperature == usual.sampling_temperature),
+            ("max-new-tokens", self.max_new_tokens == usual.max_new_tokens),
+        ] {
+            if !is_usual && !self.writes() {
+                return Err(Error::config(format!("`{name}` has no effect"))
+                    .hint("it is of `--on-policy-fraction` and `--teacher-completions`"));
+            }
+        }
+        if self.divergence == DivergenceKind::Minillm {
+            for (name, value) in [
+                ("on-policy-fraction", self.on_policy_fraction),
+                ("temperature", self.temperature),
+                ("sampling-temperature", self.sampling_temperature),
+            ] {
+                if value != 1.0 {
+                    let message = format!("`{name}` is `{value}`: expected 1");
+                    return Err(Error::config(message).hint(
+                        "`minillm` is the divergence of completions that the student draws",
+                    ));
+                }
+            }
         }
         Ok(())
     }

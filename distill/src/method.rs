@@ -14,6 +14,7 @@ use halter_core::train::method::{Backward, Description, Figures, Method, RowEnco
 use halter_core::train::source::Source;
 
 use crate::config::{DistillConfig, DistillOptions};
+use crate::lesson::{Lesson, Writing};
 use crate::step;
 use crate::teacher::Teacher;
 
@@ -22,7 +23,9 @@ use crate::teacher::Teacher;
 pub struct Distill {
     options: DistillOptions,
     teacher: Teacher,
-    /// Its forward passes, in the student's.
+    /// Where completions are written.
+    writing: Option<Writing>,
+    /// The teacher's forward passes, in the student's.
     passes: f64,
 }
 
@@ -39,7 +42,17 @@ impl Method for Distill {
     fn new(config: &DistillConfig, source: &Source, model: &mut Decoder) -> Result<Self> {
         let teacher = Teacher::open(config, source, model.device())?;
         let passes = teacher.parameters() as f64 / model.parameters() as f64;
-        Ok(Self { options: config.method.clone(), teacher, passes })
+        let options = config.method.clone();
+        let stop_tokens = source.tokenizer.end_of_turn_tokens();
+        let writing = options.writes().then(|| Writing {
+            on_policy_fraction: options.on_policy_fraction,
+            teacher_completions: options.teacher_completions,
+            temperature: options.sampling_temperature,
+            max_new_tokens: options.max_new_tokens,
+            max_seq_len: config.train.max_seq_len,
+            stop_tokens: stop_tokens.into_iter().map(|(_, id)| id).collect(),
+        });
+        Ok(Self { options, teacher, writing, passes })
     }
 
     fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<Row> {
@@ -69,7 +82,19 @@ impl Method for Distill {
         grads: &Grads,
         backward: Backward,
     ) -> Result<Figures> {
-        step::each_pass(model, &self.teacher, rows, &self.options, options, grads, backward)
+        let lesson = match &self.writing {
+            Some(writing) => {
+                Lesson::written(rows, writing, model, self.teacher.model(), options.seed)?
+            }
+            None => Lesson::given(rows),
+        };
+        let (teacher, distill) = (&self.teacher, &self.options);
+        let mut figures =
+            step::each_pass(model, teacher, &lesson, distill, options, grads, backward)?;
+        if self.writing.is_some() {
+            figures.note("on_policy", &[lesson.on_policy()]);
+        }
+        Ok(figures)
     }
 
     fn evaluate(

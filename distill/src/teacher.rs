@@ -79,6 +79,14 @@ impl Teacher {
         }
     }
 
+    /// The model, where it is one.
+    pub fn model(&self) -> Option<&Decoder> {
+        match self {
+            Self::Model(teacher) => Some(&teacher.model),
+            Self::Store(_) => None,
+        }
+    }
+
     /// Bytes that it holds in memory, its scratch left out.
     pub fn bytes(&self) -> usize {
         match self {
@@ -139,6 +147,17 @@ impl Reading<'_> {
                 }
             }
             Self::Told(all) => Ok(TeacherRows::Top(all.rows(rows))),
+        }
+    }
+
+    /// Log-probs of the batch's own targets.
+    ///
+    /// # Errors
+    /// A teacher that only said which tokens are the likeliest.
+    pub fn target_logps(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
+        match self {
+            Self::Hidden(teacher, hidden) => teacher.model.target_logps(batch, hidden),
+            Self::Told(_) => Err(Error::data("a file has no log-probs of other tokens")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::hidden::Normed;
 use super::{ByRow, Pass, PassOptions, Top, refuse_other};
@@ -12,7 +12,7 @@ use crate::model::Decoder;
 use crate::model::linear::PassMode;
 use crate::model::param::Grads;
 use crate::ops::divergence::{self, Charge, Comparison, Distance, TeacherRows};
-use crate::ops::logps::Gradients;
+use crate::ops::logps::{self, Gradients};
 use crate::ops::{linear, on_a_worker};
 use crate::{Error, ErrorKind, Result};
 
@@ -99,6 +99,27 @@ impl Decoder {
         let weight = self.head().widened(&self.ctx)?;
         linear::forward(&self.ctx, &hidden, &weight, linear::Into::Overwrite, &logits)?;
         Ok(TeacherRows::Logits(logits))
+    }
+
+    /// Log-probs of the batch's targets, at temperature 1, from its [`Self::evaluate_hidden`] of
+    /// [`PackedBatch::target_rows`].
+    ///
+    /// # Errors
+    /// A reward model, or hidden states of other rows.
+    pub fn target_logps(&self, batch: &PackedBatch, hidden: &Tensor) -> Result<Vec<f64>> {
+        self.refuse_score()?;
+        let ByRow { rows, entries, order } = ByRow::new(batch)?;
+        if hidden.dim(0)? != rows.len() {
+            let message =
+                format!("expected `{}` hidden states, got `{}`", rows.len(), hidden.dim(0)?);
+            return Err(Error::new(ErrorKind::Tensor, message));
+        }
+        let weight = self.head().widened(&self.ctx)?;
+        let found = on_a_worker(|| logps::forward(&self.ctx, hidden, &weight, &entries))?;
+        let by_row = found.logps.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let mut logps = vec![0.0; by_row.len()];
+        order.iter().zip(by_row).for_each(|(&target, logp)| logps[target] = logp);
+        Ok(logps)
     }
 
     fn distances(
