@@ -70,12 +70,14 @@ def block_matrices(shape):
 def operations(shape, mode, rows, length):
     """Floating-point operations that a step needs, for MFU: 6 per token and element of a matrix, the
     head with them and the embedding not, 4 where LoRA freezes them (the adapter is not counted); and
-    causal attention, 6 per token, block, position and width. What is recomputed does not count."""
+    causal attention, 6 per token, block, position and width; a third of all that for a teacher, which
+    only goes forward. What is recomputed does not count."""
     blocks, matrices = shape["num_hidden_layers"], block_matrices(shape)
     elements = blocks * sum(rows * columns for rows, columns in matrices.values())
     elements += shape["vocab_size"] * shape["hidden_size"]
-    attention = 6 * blocks * matrices["self_attn.q_proj"][0] * length
-    per_element = {"full": 6, "lora": 4}.get(mode)
+    per_element = {"full": 6, "distill": 6, "lora": 4, "teacher": 2}.get(mode)
+    attention = 2 if mode == "teacher" else 6
+    attention *= blocks * matrices["self_attn.q_proj"][0] * length
     return per_element and rows * length * (per_element * elements + attention)
 
 

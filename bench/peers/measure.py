@@ -31,6 +31,7 @@ def arguments(about):
     parser.add_argument("--lora", action="store_true", help="rank 16, all linear")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--precompute", action="store_true", help="the reference's log-probs")
+    parser.add_argument("--teacher", type=Path, help="distil the logits of this model")
     parser.add_argument("--attention", default="sdpa")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
