@@ -10,7 +10,7 @@ use crate::memory::Buffer;
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::Into;
 use crate::ops::rope::Angles;
-use crate::ops::{Context, rms_norm, swiglu};
+use crate::ops::{Context, accumulate, rms_norm, swiglu};
 
 /// The parameters of one block.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ pub struct Kept {
     v: Buffer,
     attended: Buffer,
     lse: Buffer,
-    middle: Buffer,
+    pub(crate) middle: Buffer,
     middle_rstd: Buffer,
     gate: Buffer,
     up: Buffer,
@@ -159,17 +159,18 @@ impl Block {
 
     /// Adds this block's gradients to `grads` and turns `d`, the gradient of its output, into that
     /// of its input `x`. With `stop`, nothing below needs the latter and it is left unfinished.
+    /// What attention adds may have a gradient of its own beside.
     pub fn backward(
         &self,
         at: Surroundings,
         x: &Tensor,
         kept: Kept,
-        d: &Tensor,
+        (d, dadded): (&Tensor, Option<&Tensor>),
         grads: &Grads,
         stop: bool,
     ) -> Result<()> {
         self.backward_ffn(at, &kept, d, grads)?;
-        self.backward_attention(at, x, kept, d, grads, stop)
+        self.backward_attention(at, x, kept, (d, dadded), grads, stop)
     }
 
     fn backward_ffn(&self, at: Surroundings, kept: &Kept, d: &Tensor, grads: &Grads) -> Result<()> {
@@ -195,14 +196,23 @@ impl Block {
         at: Surroundings,
         x: &Tensor,
         kept: Kept,
-        d: &Tensor,
+        (d, dadded): (&Tensor, Option<&Tensor>),
         grads: &Grads,
         stop: bool,
     ) -> Result<()> {
         let Surroundings { ctx, spans, angles, mode } = at;
         let Kept { rstd, raw, q, k, v, attended, lse, .. } = kept;
         let dattended = ctx.empty(attended.shape(), d)?;
-        self.o.backward(ctx, mode, &attended, d, Some((Into::Overwrite, &dattended)), grads)?;
+        let both;
+        let dout = match dadded {
+            Some(dadded) => {
+                both = ctx.copy(d)?;
+                accumulate(&both, dadded)?;
+                &*both
+            }
+            None => d,
+        };
+        self.o.backward(ctx, mode, &attended, dout, Some((Into::Overwrite, &dattended)), grads)?;
         let saved = attention::Saved { q: &q, k: &k, v: &v, output: &attended, lse: &lse };
         let (mut dq, mut dk, dv) = attention::backward(ctx, self.shape, spans, saved, &dattended)?;
         drop((q, k, v, attended, lse, dattended));

@@ -141,14 +141,14 @@ fn each_chunk(
 }
 
 /// Consecutive rows and the entries that they predict.
-pub(super) struct Chunk<'a> {
-    pub(super) start: usize,
-    pub(super) rows: usize,
-    pub(super) entries: &'a [Target],
+pub(crate) struct Chunk<'a> {
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
+    pub(crate) entries: &'a [Target],
 }
 
 impl Chunk<'_> {
-    pub(super) fn logits(&self, ctx: &Context, hidden: &Tensor, weight: &Tensor) -> Result<Buffer> {
+    pub(crate) fn logits(&self, ctx: &Context, hidden: &Tensor, weight: &Tensor) -> Result<Buffer> {
         let hidden = hidden.narrow(0, self.start, self.rows)?;
         let logits = ctx.empty((self.rows, weight.dim(0)?), &hidden)?;
         linear::forward(ctx, &hidden, weight, Into::Overwrite, &logits)?;
@@ -192,7 +192,7 @@ impl Chunk<'_> {
     }
 
     /// The chunk's part of the gradients, from that of its logits.
-    pub(super) fn gradients(
+    pub(crate) fn gradients(
         &self,
         ctx: &Context,
         (hidden, weight): (&Tensor, &Tensor),
@@ -209,7 +209,7 @@ impl Chunk<'_> {
     }
 }
 
-pub(super) struct Chunks<'a> {
+pub(crate) struct Chunks<'a> {
     next: usize,
     rows: usize,
     per_chunk: usize,
@@ -217,7 +217,7 @@ pub(super) struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    pub(super) fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
+    pub(crate) fn new(rows: usize, vocabulary: usize, entries: &'a [Target]) -> Self {
         let chunks = rows.div_ceil(chunk_rows(vocabulary)).max(1);
         Self { next: 0, rows, per_chunk: rows.div_ceil(chunks), entries }
     }

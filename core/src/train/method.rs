@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 use serde_json::Value;
 
 use super::config::{Config, MethodOptions};
@@ -45,8 +46,9 @@ impl TrainRow for Row {
 /// What becomes of a record; called by several threads at once.
 pub type RowEncoder<R> = Arc<dyn Fn(&Origin, &Record) -> Result<Encoded<Vec<R>>> + Send + Sync>;
 
-/// What a method does with each pass of a step and the loss on it.
-pub type Backward<'b> = &'b mut dyn FnMut(Pass<'_>, &Tensor) -> Result<()>;
+/// What a method does with each pass of a step and the loss on it: [`Pass::backward`], or an update
+/// inside it.
+pub type Backward<'b> = &'b mut dyn FnMut(Pass<'_>, &Tensor) -> Result<GradStore>;
 
 /// How the rows of a step go through the model.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +63,10 @@ pub struct StepOptions {
 
 impl StepOptions {
     /// How one of the step's microbatches, counted from 0, goes through the model.
-    pub fn pass(self, microbatch: usize) -> PassOptions {
+    pub fn pass(self, microbatch: usize) -> PassOptions<'static> {
         let dropout_seed = Some(self.seed.wrapping_add(microbatch as u64));
         let mode = PassMode { dropout_seed, ..PassMode::EVALUATE };
-        PassOptions { keep_blocks: self.keep_blocks, mode }
+        PassOptions { keep_blocks: self.keep_blocks, mode, taps: &[] }
     }
 }
 

@@ -8,6 +8,7 @@
 //! pass.backward(&loss, &grads)?;                       // fused, block by block
 //! ```
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
 use crate::data::batch::{PackedBatch, Target};
@@ -24,22 +25,29 @@ use crate::{Error, ErrorKind, Result};
 
 mod distilled;
 mod hidden;
+mod on_logits;
+mod taps;
 
 use distilled::Distilled;
 use hidden::Normed;
+pub use on_logits::Logits;
+pub use taps::Tap;
+use taps::Tapped;
 
 /// How a training pass is run.
 #[derive(Debug, Clone, Copy)]
-pub struct PassOptions {
+pub struct PassOptions<'t> {
     /// This many of the last blocks keep what backward needs; the others compute it again.
     pub keep_blocks: usize,
     /// Dropout and adapters.
     pub mode: PassMode,
+    /// Values inside the model that the loss uses as well.
+    pub taps: &'t [Tap],
 }
 
-impl Default for PassOptions {
+impl Default for PassOptions<'_> {
     fn default() -> Self {
-        Self { keep_blocks: 0, mode: PassMode::EVALUATE }
+        Self { keep_blocks: 0, mode: PassMode::EVALUATE, taps: &[] }
     }
 }
 
@@ -48,10 +56,11 @@ impl Default for PassOptions {
 pub struct Pass<'a> {
     model: &'a Decoder,
     batch: &'a PackedBatch,
-    options: PassOptions,
+    mode: PassMode,
     angles: Angles,
     /// Each block's input, and what it kept.
     blocks: Vec<(Buffer, Option<Kept>)>,
+    tapped: Vec<(Tap, Var)>,
     top: Top,
     leaf: Var,
 }
@@ -123,10 +132,12 @@ impl Decoder {
         let at = self.surroundings(batch, &angles, options.mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
         let lowest = self.lowest_trained_block().unwrap_or(0);
+        let mut tapped = Tapped::new(self, options.taps)?;
         let keep_from = self.blocks.len().saturating_sub(options.keep_blocks);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (index, block) in self.blocks.iter().enumerate() {
             let (y, kept) = block.forward(at, &x)?;
+            tapped.take(index, &x, &y, &kept)?;
             // Below the lowest trained block nothing is needed again.
             if index >= lowest {
                 blocks.push((x, (index >= keep_from).then_some(kept)));
@@ -134,7 +145,8 @@ impl Decoder {
             x = y;
         }
         let (top, leaf) = top(&x)?;
-        Ok(Pass { model: self, batch, options, angles, blocks, top, leaf })
+        let tapped = tapped.leaves()?;
+        Ok(Pass { model: self, batch, mode: options.mode, angles, blocks, tapped, top, leaf })
     }
 
     /// Per-token log-probs of the batch's targets, `(targets,)`, and for each whether no token is
@@ -144,7 +156,7 @@ impl Decoder {
     /// As [`Self::forward`].
     pub fn evaluate(&self, batch: &PackedBatch, mode: PassMode) -> Result<(Tensor, Vec<bool>)> {
         on_a_worker(|| {
-            let x = self.hidden_states(batch, mode)?;
+            let x = self.hidden_states(batch, mode, &mut Tapped::default())?;
             let head = Head::new(self, batch, &x, None)?;
             Ok((head.logps_in_order()?, head.is_best_in_order()))
         })
@@ -155,7 +167,10 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary.
     pub fn logits(&self, batch: &PackedBatch) -> Result<Tensor> {
-        on_a_worker(|| self.logits_of(&*self.hidden_states(batch, PassMode::EVALUATE)?))
+        on_a_worker(|| {
+            let mut untapped = Tapped::default();
+            self.logits_of(&*self.hidden_states(batch, PassMode::EVALUATE, &mut untapped)?)
+        })
     }
 
     /// Logits `(rows, vocabulary)` of the last block's output `x (rows, hidden)`.
@@ -180,12 +195,19 @@ impl Decoder {
         }
     }
 
-    fn hidden_states(&self, batch: &PackedBatch, mode: PassMode) -> Result<Buffer> {
+    fn hidden_states(
+        &self,
+        batch: &PackedBatch,
+        mode: PassMode,
+        tapped: &mut Tapped,
+    ) -> Result<Buffer> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, mode);
         let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
-        for block in &self.blocks {
-            x = block.forward(at, &x)?.0;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (y, kept) = block.forward(at, &x)?;
+            tapped.take(index, &x, &y, &kept)?;
+            x = y;
         }
         Ok(x)
     }
@@ -358,12 +380,13 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds d(loss)/d(parameter) to `grads` for every trained parameter.
+    /// Adds d(loss)/d(parameter) to `grads` for every trained parameter. Returns candle's gradients,
+    /// for what else the loss was computed from.
     ///
     /// # Errors
-    /// A loss that is not a scalar computed from [`Self::per_token_logps`] or [`Self::hidden`], or
-    /// whose gradient is not finite.
-    pub fn backward(self, loss: &Tensor, grads: &Grads) -> Result<()> {
+    /// A loss that is not a scalar computed from [`Self::per_token_logps`], [`Self::charged`] or
+    /// [`Self::hidden`], or whose gradient is not finite.
+    pub fn backward(self, loss: &Tensor, grads: &Grads) -> Result<GradStore> {
         self.backward_each(loss, grads, |_| Ok(()))
     }
 
@@ -377,7 +400,7 @@ impl Pass<'_> {
         loss: &Tensor,
         grads: &Grads,
         done: impl FnMut(&[&Param]) -> Result<()> + Send,
-    ) -> Result<()> {
+    ) -> Result<GradStore> {
         let store = loss.backward()?;
         let (leaf, from) = match &self.top {
             Top::Logps(_) => ("log-prob", "per_token_logps()"),
@@ -400,18 +423,20 @@ impl Pass<'_> {
         {
             accumulate(grad, dscore)?;
         }
-        on_a_worker(|| self.run_backward(dleaf, &host, grads, done))
+        on_a_worker(|| self.run_backward(&store, dleaf, &host, grads, done))?;
+        Ok(store)
     }
 
     fn run_backward(
         self,
+        store: &GradStore,
         dleaf: &Tensor,
         host: &[f64],
         grads: &Grads,
         mut done: impl FnMut(&[&Param]) -> Result<()>,
     ) -> Result<()> {
-        let Self { model, batch, options, angles, mut blocks, top, .. } = self;
-        let at = model.surroundings(batch, &angles, options.mode);
+        let Self { model, batch, mode, angles, mut blocks, tapped, top, .. } = self;
+        let at = model.surroundings(batch, &angles, mode);
         let mut finished = |params: &mut dyn Iterator<Item = &Param>| {
             let trained: Vec<&Param> = params.filter(|param| param.is_trained()).collect();
             done(&trained)
@@ -430,7 +455,11 @@ impl Pass<'_> {
                 Some(kept) => kept,
                 None => block.forward(at, &x)?.1,
             };
-            block.backward(at, &x, kept, &d, grads, lowest == Some(index))?;
+            if let Some(dhidden) = taps::gradient(&tapped, store, Tap::Hidden(index)) {
+                accumulate(&d, dhidden)?;
+            }
+            let dadded = taps::gradient(&tapped, store, Tap::Attention(index));
+            block.backward(at, &x, kept, (&d, dadded), grads, lowest == Some(index))?;
             finished(&mut block.params().into_iter())?;
         }
         if let Some(dembed) = model.embed.grad(grads) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor, Var};
 
 use super::hidden::Normed;
-use super::{ByRow, Pass, PassOptions, Top, refuse_other};
+use super::{ByRow, Pass, PassOptions, Tapped, Top, refuse_other};
 use crate::data::batch::PackedBatch;
 use crate::memory::Buffer;
 use crate::model::Decoder;
@@ -22,8 +22,8 @@ pub type Teacher<'t> = &'t mut (dyn FnMut(Range<usize>) -> Result<TeacherRows> +
 /// The head's side of such a pass: its gradient was known as soon as the logits were there.
 #[derive(Debug)]
 pub(super) struct Distilled {
-    normed: Normed,
-    dnormed: Buffer,
+    pub(super) normed: Normed,
+    pub(super) dnormed: Buffer,
     /// In the batch's order.
     pub(super) distances: Vec<Distance>,
 }
@@ -82,7 +82,7 @@ impl Decoder {
     ) -> Result<Vec<Distance>> {
         let charges = vec![Charge::default(); batch.targets.len()];
         on_a_worker(|| {
-            let x = self.hidden_states(batch, mode)?;
+            let x = self.hidden_states(batch, mode, &mut Tapped::default())?;
             Ok(self.distances(batch, &x, comparison, &charges, teacher, None)?.0)
         })
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{Tensor, Var};
 
-use super::{Pass, PassOptions, Top};
+use super::{Pass, PassOptions, Tap, Tapped, Top};
 use crate::data::batch::PackedBatch;
 use crate::memory::Buffer;
 use crate::model::Decoder;
@@ -55,11 +55,27 @@ impl Decoder {
         rows: &[u32],
         mode: PassMode,
     ) -> Result<Tensor> {
+        Ok(self.evaluate_tapped(batch, rows, mode, &[])?.0)
+    }
+
+    /// [`Self::evaluate_hidden`], and the values of `taps`, each `(tokens, hidden)`, in the order of
+    /// the model.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate_hidden`], or a block that is not there.
+    pub fn evaluate_tapped(
+        &self,
+        batch: &PackedBatch,
+        rows: &[u32],
+        mode: PassMode,
+        taps: &[Tap],
+    ) -> Result<(Tensor, Vec<(Tap, Tensor)>)> {
         on_a_worker(|| {
-            let x = self.hidden_states(batch, mode)?;
+            let mut tapped = Tapped::new(self, taps)?;
+            let x = self.hidden_states(batch, mode, &mut tapped)?;
             let normed = Normed::new(self, &x, rows.to_vec())?.normed;
             // A tensor of its own: the buffer goes back to the pool.
-            Ok(normed.copy()?)
+            Ok((normed.copy()?, tapped.values()))
         })
     }
 
