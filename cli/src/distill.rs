@@ -4,13 +4,16 @@ mod capture;
 mod init;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Subcommand, ValueEnum};
 use halter_distill::Distill;
 use halter_distill::config::{DistillOptions, DivergenceKind};
+use halter_distill::inside::{InsideDistance, LayerMap};
 use halter_sft::config::SftOptions;
 
 use crate::Context;
+use crate::data::word;
 use crate::sft::SftArgs;
 use crate::train::{self, MethodArgs};
 
@@ -29,6 +32,14 @@ pub struct Args {
 enum Command {
     Init(Box<init::Args>),
     Capture(Box<capture::Args>),
+}
+
+/// A value from its text; clap shows an error without its hint.
+fn shown<T: FromStr<Err = halter_core::Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: halter_core::Error| match error.remedy() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    })
 }
 
 /// Its own flags.
@@ -58,6 +69,18 @@ pub struct DistillArgs {
     /// Compare with the teacher's K likeliest tokens, and all others together
     #[arg(long, value_name = "K", help_heading = "Distillation")]
     teacher_top_k: Option<usize>,
+    /// Weight of the distance between the streams behind the blocks
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    hidden_weight: Option<f64>,
+    /// Weight of the distance between what attention adds to the streams
+    #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
+    attention_weight: Option<f64>,
+    /// How far streams are apart
+    #[arg(long, value_parser = word::<InsideDistance>(&["cosine", "mse"]), help_heading = "Distillation")]
+    hidden_distance: Option<InsideDistance>,
+    /// Which blocks are compared, the student's first, as 0:1,9:14
+    #[arg(long, value_name = "MAP", value_parser = shown::<LayerMap>, help_heading = "Distillation")]
+    layer_map: Option<LayerMap>,
     /// Share of the rows whose completion the student writes itself (GKD)
     #[arg(long, alias = "lmbda", value_name = "SHARE", help_heading = "Distillation")]
     on_policy_fraction: Option<f64>,
@@ -68,8 +91,13 @@ pub struct DistillArgs {
     #[arg(long, value_name = "T", help_heading = "Distillation")]
     sampling_temperature: Option<f64>,
     /// Most tokens of a completion that is written
-    #[arg(long, alias = "max_new_tokens", value_name = "TOKENS", help_heading = "Distillation")]
-    max_new_tokens: Option<usize>,
+    #[arg(
+        long,
+        alias = "max_completion_length",
+        value_name = "TOKENS",
+        help_heading = "Distillation"
+    )]
+    max_completion_tokens: Option<usize>,
     #[command(flatten)]
     rows: SftArgs,
 }
@@ -92,7 +120,8 @@ impl MethodArgs for DistillArgs {
             ($($field:ident),*) => { $( if let Some(value) = self.$field { options.$field = value; } )* };
         }
         set!(beta, temperature, divergence_weight, ce_weight);
-        set!(on_policy_fraction, sampling_temperature, max_new_tokens);
+        set!(hidden_weight, attention_weight, hidden_distance);
+        set!(on_policy_fraction, sampling_temperature, max_completion_tokens);
         options.teacher_completions |= self.teacher_completions;
         if let Some(divergence) = self.divergence {
             options.divergence = match divergence {
@@ -108,6 +137,9 @@ impl MethodArgs for DistillArgs {
         }
         if self.teacher_logps.is_some() {
             options.teacher_logps = self.teacher_logps;
+        }
+        if self.layer_map.is_some() {
+            options.layer_map = self.layer_map;
         }
         if self.teacher_top_k.is_some() {
             options.teacher_top_k = self.teacher_top_k;

@@ -75,22 +75,9 @@ fn done(place: &Place, arguments: &[&[&str]]) -> String {
     stderr
 }
 
-/// The metrics of a run, less what depends on the clock.
-fn metrics(place: &Place, run: &str) -> Vec<Value> {
-    let file = place.text(&format!("{run}/metrics.jsonl"));
-    let line = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        for clock in ["seconds", "tokens_per_second"] {
-            line.as_object_mut().unwrap().remove(clock).unwrap();
-        }
-        line
-    };
-    file.lines().map(line).collect()
-}
-
 /// The largest difference of two runs' figures, relative to the larger of each and 1.
 fn difference(place: &Place, a: &str, b: &str) -> f64 {
-    let (a, b) = (metrics(place, a), metrics(place, b));
+    let (a, b) = (place.metrics(a), place.metrics(b));
     assert_eq!(a.len(), b.len());
     let mut worst = 0f64;
     for (a, b) in a.iter().zip(&b) {
@@ -128,18 +115,10 @@ fn a_run_that_is_killed_and_resumed_ends_with_the_same_bits() {
         let arguments = [start, &[RUN, held_out, CHECKPOINTS]].concat();
         let whole = format!("{name}-whole");
         done(&place, &[&arguments.concat(), &["--output", &whole]]);
-        // The same run, killed after the fifth step.
-        let copied = std::process::Command::new("cp")
-            .args(["-r", &whole, name])
-            .current_dir(place.root())
-            .status();
-        assert!(copied.unwrap().success());
-        for step in 6..=12 {
-            fs::remove_dir_all(place.path(&format!("{name}/checkpoints/step-{step}"))).unwrap();
-        }
+        place.cut_back(&whole, name, 5);
         let stderr = done(&place, &[&["--output", name, "--resume"]]);
         assert!(stderr.contains("resuming after step 5"), "{stderr}");
-        assert_eq!(metrics(&place, name), metrics(&place, &whole), "{name}");
+        assert_eq!(place.metrics(name), place.metrics(&whole), "{name}");
         let export = if name == "lora" { "adapter_model" } else { "model" };
         for file in
             [format!("{export}.safetensors"), "checkpoints/step-12/optimizer.safetensors".into()]
@@ -160,7 +139,7 @@ fn a_reference_that_follows_is_kept_in_the_checkpoint_and_changes_the_run() {
     assert!(!place.path("fixed/checkpoints/step-2/method.safetensors").exists());
     let read = |step| fs::read(kept(step)).unwrap();
     assert!(read(2) == read(1) && read(3) != read(2) && read(5) == read(3) && read(6) != read(5));
-    let (fixed, sync) = (metrics(&place, "fixed"), metrics(&place, "sync"));
+    let (fixed, sync) = (place.metrics("fixed"), place.metrics("sync"));
     assert_eq!(fixed[..3], sync[..3], "before the first move");
     assert_ne!(fixed[3]["loss"], sync[3]["loss"]);
 }
@@ -218,8 +197,8 @@ fn what_was_taken_beforehand_is_used_again_and_never_out_of_date() {
     let other = run_of("other", "of-other", &[]);
     said(&other, "kept.logps is of another reference: it is made anew");
     said(&other, "20 taken now");
-    assert_eq!(metrics(&place, "row"), metrics(&place, "cut"));
-    assert_eq!(metrics(&place, "row"), metrics(&place, "flipped"));
+    assert_eq!(place.metrics("row"), place.metrics("cut"));
+    assert_eq!(place.metrics("row"), place.metrics("flipped"));
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use candle_core::Device;
-use halter_core::Result;
 use halter_core::data::batch::PackedBatch;
 use halter_core::data::dataset::Dataset;
 use halter_core::data::encoded::TokenCount;
@@ -15,6 +14,7 @@ use halter_core::ops::divergence::{TeacherRows, TopLogps};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::train::source::Source;
+use halter_core::{Error, Result};
 use serde::Serialize;
 
 use crate::store::{Header, Key, Store, StoreWriter, sequences};
@@ -29,6 +29,23 @@ pub struct CaptureOptions {
     pub temperature: f64,
     /// Most tokens that go through the model at once.
     pub microbatch_tokens: usize,
+}
+
+impl CaptureOptions {
+    /// Refuses values without a meaning.
+    ///
+    /// # Errors
+    /// Names the value, and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        if self.top_k == 0 {
+            return Err(Error::config("`top-k` is `0`: expected 1 or more"));
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            let message = format!("`temperature` is `{}`: expected above zero", self.temperature);
+            return Err(Error::config(message));
+        }
+        Ok(())
+    }
 }
 
 /// What was taken down.
@@ -65,6 +82,7 @@ pub fn capture(
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Captured> {
+    options.validate()?;
     let model = source.decoder(Base::Frozen, &Device::Cpu, 0)?;
     let header = Header {
         teacher: source.name.clone().unwrap_or_default(),
@@ -176,7 +194,7 @@ impl Taker {
             return Ok(());
         }
         let batch = PackedBatch::from_rows(&rows)?;
-        let reading = self.teacher.read(&batch)?;
+        let reading = self.teacher.read(&batch, &[])?;
         let mut start = 0;
         for (key, positions) in sequences(&batch) {
             let range = start..start + positions;

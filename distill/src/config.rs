@@ -8,6 +8,8 @@ use halter_core::train::config::{Config, MethodOptions, TrainConfig};
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::inside::{InsideDistance, LayerMap};
+
 /// The configuration of a run.
 pub type DistillConfig = Config<DistillOptions>;
 
@@ -34,6 +36,15 @@ pub struct DistillOptions {
     /// Compare with so many of the teacher's likeliest tokens, and all others together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_top_k: Option<usize>,
+    /// Weight of the distance between the models' streams behind the blocks of the layer map.
+    pub hidden_weight: f64,
+    /// Weight of the distance between what attention adds to the streams there.
+    pub attention_weight: f64,
+    /// How far such values are apart.
+    pub hidden_distance: InsideDistance,
+    /// Which blocks are compared; all of the student's, evenly, where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_map: Option<LayerMap>,
     /// Share of the rows whose completion the student writes itself in the step.
     pub on_policy_fraction: f64,
     /// The teacher writes the completions of the other rows.
@@ -41,7 +52,7 @@ pub struct DistillOptions {
     /// Of completions that are written.
     pub sampling_temperature: f64,
     /// Most tokens of a completion that is written.
-    pub max_new_tokens: usize,
+    pub max_completion_tokens: usize,
     /// Which assistant turns are trained.
     pub mask: MaskPolicy,
     /// Train what the template puts after the end-of-turn token as well.
@@ -79,10 +90,14 @@ impl Default for DistillOptions {
             divergence_weight: 1.0,
             ce_weight: 0.0,
             teacher_top_k: None,
+            hidden_weight: 0.0,
+            attention_weight: 0.0,
+            hidden_distance: InsideDistance::default(),
+            layer_map: None,
             on_policy_fraction: 0.0,
             teacher_completions: false,
             sampling_temperature: 1.0,
-            max_new_tokens: 256,
+            max_completion_tokens: 256,
             mask: MaskPolicy::All,
             train_on_trailing: false,
             completion_only_loss: true,
@@ -113,10 +128,14 @@ impl MethodOptions for DistillOptions {
         "divergence_weight",
         "ce_weight",
         "teacher_top_k",
+        "hidden_weight",
+        "attention_weight",
+        "hidden_distance",
+        "layer_map",
         "on_policy_fraction",
         "teacher_completions",
         "sampling_temperature",
-        "max_new_tokens",
+        "max_completion_tokens",
         "mask",
         "train_on_trailing",
         "completion_only_loss",
@@ -137,6 +156,8 @@ impl MethodOptions for DistillOptions {
                 "above zero",
             ),
             ("ce-weight", self.ce_weight, self.ce_weight >= 0.0, "0 or more"),
+            ("hidden-weight", self.hidden_weight, self.hidden_weight >= 0.0, "0 or more"),
+            ("attention-weight", self.attention_weight, self.attention_weight >= 0.0, "0 or more"),
             ("beta", self.beta, self.beta > 0.0 && self.beta < 1.0, "between 0 and 1"),
             (
                 "on-policy-fraction",
@@ -167,6 +188,7 @@ impl MethodOptions for DistillOptions {
         if self.teacher_top_k == Some(0) {
             return Err(Error::config("`teacher-top-k` is `0`: expected 1 or more"));
         }
+        self.validate_inside()?;
         self.validate_written()
     }
 }
@@ -177,9 +199,32 @@ impl DistillOptions {
         self.on_policy_fraction > 0.0 || self.teacher_completions
     }
 
+    /// Whether values inside the models are compared.
+    pub fn looks_inside(&self) -> bool {
+        self.hidden_weight > 0.0 || self.attention_weight > 0.0
+    }
+
+    fn validate_inside(&self) -> Result<()> {
+        let usual = Self::default();
+        for (name, is_usual) in [
+            ("hidden-distance", self.hidden_distance == usual.hidden_distance),
+            ("layer-map", self.layer_map.is_none()),
+        ] {
+            if !is_usual && !self.looks_inside() {
+                return Err(Error::config(format!("`{name}` has no effect"))
+                    .hint("it is of `--hidden-weight` and `--attention-weight`"));
+            }
+        }
+        if self.looks_inside() && self.teacher_logps.is_some() {
+            return Err(Error::config("a file knows nothing of what is inside its teacher")
+                .hint("name the model with `--teacher` instead of `--teacher-logps`"));
+        }
+        Ok(())
+    }
+
     fn validate_written(&self) -> Result<()> {
-        if self.max_new_tokens == 0 {
-            return Err(Error::config("`max-new-tokens` is `0`: expected 1 or more"));
+        if self.max_completion_tokens == 0 {
+            return Err(Error::config("`max-completion-tokens` is `0`: expected 1 or more"));
         }
         if self.writes() && self.teacher_logps.is_some() {
             return Err(Error::config("a file knows nothing of completions that are written now")
@@ -188,7 +233,7 @@ impl DistillOptions {
         let usual = Self::default();
         for (name, is_usual) in [
             ("sampling-temperature", self.sampling_temperature == usual.sampling_temperature),
-            ("max-new-tokens", self.max_new_tokens == usual.max_new_tokens),
+            ("max-completion-tokens", self.max_completion_tokens == usual.max_completion_tokens),
         ] {
             if !is_usual && !self.writes() {
                 return Err(Error::config(format!("`{name}` has no effect"))

@@ -5,6 +5,7 @@
 pub mod capture;
 pub mod config;
 pub mod init;
+pub mod inside;
 pub mod lesson;
 pub mod method;
 pub mod step;

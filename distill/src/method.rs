@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use halter_core::Result;
+use candle_core::Tensor;
 use halter_core::data::record::Row;
 use halter_core::data::view;
 use halter_core::memory::plan::Needs;
@@ -11,11 +11,15 @@ use halter_core::model::param::Grads;
 use halter_core::text::encode::EncodeOptions;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Description, Figures, Method, RowEncoder, StepOptions};
+use halter_core::train::pass::Tap;
 use halter_core::train::source::Source;
+use halter_core::{Error, Result};
+use serde_json::{Value, json};
 
 use crate::config::{DistillConfig, DistillOptions};
+use crate::inside::{Inside, LayerMap, Widths};
 use crate::lesson::{Lesson, Writing};
-use crate::step;
+use crate::step::{self, Objective};
 use crate::teacher::Teacher;
 
 /// A student that learns from a teacher.
@@ -25,6 +29,10 @@ pub struct Distill {
     teacher: Teacher,
     /// Where completions are written.
     writing: Option<Writing>,
+    /// Where values inside are compared.
+    inside: Option<Inside>,
+    widths: Widths,
+    microbatch_tokens: usize,
     /// The teacher's forward passes, in the student's.
     passes: f64,
 }
@@ -48,11 +56,30 @@ impl Method for Distill {
             on_policy_fraction: options.on_policy_fraction,
             teacher_completions: options.teacher_completions,
             temperature: options.sampling_temperature,
-            max_new_tokens: options.max_new_tokens,
+            max_new_tokens: options.max_completion_tokens,
             max_seq_len: config.train.max_seq_len,
             stop_tokens: stop_tokens.into_iter().map(|(_, id)| id).collect(),
         });
-        Ok(Self { options, teacher, writing, passes })
+        let widths = Widths {
+            student: model.config.hidden_size,
+            teacher: teacher.model().map_or(0, |teacher| teacher.config.hidden_size),
+        };
+        let inside = match teacher.model().filter(|_| options.looks_inside()) {
+            Some(teacher) => {
+                let even = || LayerMap::even(model.blocks.len(), teacher.blocks.len());
+                let map = options.layer_map.clone().unwrap_or_else(even);
+                let weights = (options.hidden_weight, options.attention_weight);
+                let (seed, device) = (config.train.seed, model.device());
+                let inside =
+                    Inside::new(&map, weights, options.hidden_distance, widths, seed, device)?;
+                check_blocks(&inside.student_taps(), model, "student")?;
+                check_blocks(&inside.teacher_taps(), teacher, "teacher")?;
+                Some(inside)
+            }
+            None => None,
+        };
+        let microbatch_tokens = config.train.microbatch_tokens.max(config.train.max_seq_len);
+        Ok(Self { options, teacher, writing, inside, widths, microbatch_tokens, passes })
     }
 
     fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<Row> {
@@ -67,11 +94,11 @@ impl Method for Distill {
     }
 
     fn needs(&self) -> Needs {
-        Needs {
-            memory: vec![("teacher", self.teacher.bytes())],
-            forward_passes: self.passes,
-            ..Needs::default()
+        let mut memory = vec![("teacher", self.teacher.bytes())];
+        if let Some(inside) = &self.inside {
+            memory.push(("values inside", inside.bytes(self.widths, self.microbatch_tokens)));
         }
+        Needs { memory, forward_passes: self.passes, ..Needs::default() }
     }
 
     fn each_pass(
@@ -88,9 +115,11 @@ impl Method for Distill {
             }
             None => Lesson::given(rows),
         };
-        let (teacher, distill) = (&self.teacher, &self.options);
         let mut figures =
-            step::each_pass(model, teacher, &lesson, distill, options, grads, backward)?;
+            step::each_pass(model, self.objective(), &lesson, options, grads, backward)?;
+        if let Some(inside) = &mut self.inside {
+            inside.update(options.learning_rate)?;
+        }
         if self.writing.is_some() {
             figures.note("on_policy", &[lesson.on_policy()]);
         }
@@ -104,6 +133,42 @@ impl Method for Distill {
         microbatch_tokens: usize,
         interrupt: &Interrupt,
     ) -> Result<Figures> {
-        step::evaluate(model, &self.teacher, rows, &self.options, microbatch_tokens, interrupt)
+        step::evaluate(model, self.objective(), rows, microbatch_tokens, interrupt)
+    }
+
+    fn tensors(&self) -> Vec<(String, &Tensor)> {
+        self.inside.iter().flat_map(Inside::tensors).collect()
+    }
+
+    fn state(&self) -> Value {
+        match &self.inside {
+            Some(inside) => json!({ "projection_updates": inside.steps() }),
+            None => Value::Null,
+        }
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        if let (Some(inside), Some(steps)) =
+            (&mut self.inside, state.get("projection_updates").and_then(Value::as_u64))
+        {
+            inside.set_steps(steps);
+        }
+        Ok(())
+    }
+}
+
+impl Distill {
+    fn objective(&self) -> Objective<'_> {
+        let Self { teacher, options, inside, .. } = self;
+        Objective { teacher, options, inside: inside.as_ref() }
+    }
+}
+
+fn check_blocks(taps: &[Tap], model: &Decoder, whose: &str) -> Result<()> {
+    let blocks = model.blocks.len();
+    match taps.iter().map(|tap| tap.block()).find(|&at| at >= blocks) {
+        Some(at) => Err(Error::config(format!("`layer-map` names block `{at}` of the {whose}"))
+            .hint(format!("it has blocks 0 to {}", blocks.saturating_sub(1)))),
+        None => Ok(()),
     }
 }

@@ -9,12 +9,24 @@ use halter_core::model::param::Grads;
 use halter_core::ops::divergence::{Charge, Distance};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Figures, StepOptions};
-use halter_core::train::pass::scalar;
+use halter_core::train::pass::{PassOptions, scalar};
 use halter_core::{Error, Result};
 
 use crate::config::{DistillOptions, DivergenceKind};
+use crate::inside::Inside;
 use crate::lesson::Lesson;
 use crate::teacher::{Reading, Teacher};
+
+/// What the student is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Objective<'o> {
+    /// Who is learned from.
+    pub teacher: &'o Teacher,
+    /// How they are compared.
+    pub options: &'o DistillOptions,
+    /// Values inside that are compared as well; nowhere but in training.
+    pub inside: Option<&'o Inside>,
+}
 
 /// Each microbatch of `lesson` forward, and its loss with it to `backward`: weighted divergence and
 /// cross-entropy, means over the trained tokens of the whole step. The head's part of the gradients is
@@ -24,9 +36,8 @@ use crate::teacher::{Reading, Teacher};
 /// No trained token in the whole step, or a loss that is not finite.
 pub fn each_pass(
     student: &Decoder,
-    teacher: &Teacher,
+    objective: Objective,
     lesson: &Lesson,
-    distill: &DistillOptions,
     options: StepOptions,
     grads: &Grads,
     backward: Backward,
@@ -36,24 +47,38 @@ pub fn each_pass(
     if supervised == 0 {
         return Err(nothing_trained());
     }
+    let Objective { teacher, options: distill, inside } = objective;
+    let student_taps = inside.map(Inside::student_taps).unwrap_or_default();
+    let teacher_taps = inside.map(Inside::teacher_taps).unwrap_or_default();
+    let step_tokens = batches.iter().map(PackedBatch::len).sum();
     let mut figures = Figures::default();
     let mut written = lesson.written_targets();
     for (index, batch) in batches.iter().enumerate() {
-        let reading = teacher.read(batch)?;
+        let mut reading = teacher.read(batch, &teacher_taps)?;
         let written: Vec<Option<f32>> = written.by_ref().take(batch.targets.len()).collect();
         let charges = charges(batch, &written, &reading, distill, supervised)?;
         let pass = student.forward_distilled(
             batch,
-            options.pass(index),
+            PassOptions { taps: &student_taps, ..options.pass(index) },
             distill.comparison(),
             &charges,
             &mut |rows| reading.rows(rows),
             grads,
         )?;
+        let of_teacher = reading.take_tapped();
         drop(reading);
-        let loss = pass.charged().sum_all()?;
+        let mut loss = pass.charged().sum_all()?;
+        let mut projections = Vec::new();
+        if let Some(inside) = inside {
+            let (part, own) = inside.loss(&pass, &of_teacher, step_tokens, &mut figures)?;
+            loss = (loss + part)?;
+            projections = own;
+        }
         note(&mut figures, batch, scalar(&loss)? * supervised as f64, pass.distances());
-        backward(pass, &loss)?;
+        let found = backward(pass, &loss)?;
+        if let Some(inside) = inside {
+            inside.accumulate(&projections, &found)?;
+        }
     }
     Ok(figures)
 }
@@ -115,18 +140,18 @@ fn what_followed(rewards: &[Option<f64>]) -> Vec<f64> {
 /// No trained token at all, or an interruption between microbatches.
 pub fn evaluate(
     student: &Decoder,
-    teacher: &Teacher,
+    objective: Objective,
     rows: &[Row],
-    distill: &DistillOptions,
     microbatch_tokens: usize,
     interrupt: &Interrupt,
 ) -> Result<Figures> {
+    let Objective { teacher, options: distill, .. } = objective;
     let charge = Charge { divergence: distill.divergence_weight, cross_entropy: distill.ce_weight };
     let mut figures = Figures::default();
     for batch in packed(rows, microbatch_tokens) {
         let batch = batch?;
         interrupt.check()?;
-        let reading = teacher.read(&batch)?;
+        let reading = teacher.read(&batch, &[])?;
         let ask = &mut |rows| reading.rows(rows);
         let found =
             student.evaluate_distilled(&batch, PassMode::EVALUATE, distill.comparison(), ask)?;
@@ -163,7 +188,6 @@ mod tests {
     use candle_core::{Device, Tensor};
     use halter_core::model::config::ModelConfig;
     use halter_core::ops::Context;
-    use halter_core::train::pass::PassOptions;
     use halter_testkit::values;
 
     const TOKENS: usize = 5;
@@ -217,7 +241,7 @@ mod tests {
         // Every completion, charged by how likely the student draws it.
         let options =
             DistillOptions { divergence: DivergenceKind::Minillm, ..DistillOptions::default() };
-        let reading = teacher.read(&batch).unwrap();
+        let reading = teacher.read(&batch, &[]).unwrap();
         let written: Vec<Option<f32>> = own.iter().map(|&logp| Some(logp as f32)).collect();
         let mut charges = charges(&batch, &written, &reading, &options, 1).unwrap();
         for (charges, own) in charges.chunks_mut(2).zip(own.chunks(2)) {

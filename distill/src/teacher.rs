@@ -7,6 +7,7 @@ use halter_core::data::batch::PackedBatch;
 use halter_core::model::linear::PassMode;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::divergence::{TeacherRows, TopLogps};
+use halter_core::train::pass::Tap;
 use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, Result};
 
@@ -68,13 +69,14 @@ impl Teacher {
         Ok(Self::Model(Box::new(model)))
     }
 
-    /// What it says of the rows of `batch` that predict a target, to be asked for in their order.
+    /// What it says of the rows of `batch` that predict a target, to be asked for in their order, and
+    /// a model's values at `taps`.
     ///
     /// # Errors
     /// When the model cannot be computed, or a row is not in the store.
-    pub fn read(&self, batch: &PackedBatch) -> Result<Reading<'_>> {
+    pub fn read(&self, batch: &PackedBatch, taps: &[Tap]) -> Result<Reading<'_>> {
         match self {
-            Self::Model(model) => model.read(batch),
+            Self::Model(model) => model.read(batch, taps),
             Self::Store(store) => Ok(Reading::Told(store.read(batch)?)),
         }
     }
@@ -114,10 +116,11 @@ impl ModelTeacher {
     ///
     /// # Errors
     /// When the model cannot be computed.
-    pub fn read(&self, batch: &PackedBatch) -> Result<Reading<'_>> {
+    pub fn read(&self, batch: &PackedBatch, taps: &[Tap]) -> Result<Reading<'_>> {
         let rows = batch.target_rows()?;
-        let hidden = self.model.evaluate_hidden(batch, &rows, PassMode::EVALUATE)?;
-        Ok(Reading::Hidden(self, hidden))
+        let (hidden, tapped) =
+            self.model.evaluate_tapped(batch, &rows, PassMode::EVALUATE, taps)?;
+        Ok(Reading::Hidden { teacher: self, hidden, tapped })
     }
 }
 
@@ -125,7 +128,14 @@ impl ModelTeacher {
 #[derive(Debug)]
 pub enum Reading<'t> {
     /// Its final hidden states, whose logits are computed when they are asked for.
-    Hidden(&'t ModelTeacher, Tensor),
+    Hidden {
+        /// Whose.
+        teacher: &'t ModelTeacher,
+        /// `(rows, hidden)`.
+        hidden: Tensor,
+        /// Its values at the taps.
+        tapped: Vec<(Tap, Tensor)>,
+    },
     /// All that it said.
     Told(TopLogps),
 }
@@ -137,7 +147,7 @@ impl Reading<'_> {
     /// When the head cannot be computed.
     pub fn rows(&self, rows: Range<usize>) -> Result<TeacherRows> {
         match self {
-            Self::Hidden(teacher, hidden) => {
+            Self::Hidden { teacher, hidden, .. } => {
                 let told = teacher.model.teacher_rows(hidden, rows)?;
                 match (teacher.top_k, told) {
                     (Some(k), TeacherRows::Logits(logits)) => {
@@ -150,13 +160,21 @@ impl Reading<'_> {
         }
     }
 
+    /// The teacher's values at the taps, each once.
+    pub fn take_tapped(&mut self) -> Vec<(Tap, Tensor)> {
+        match self {
+            Self::Hidden { tapped, .. } => std::mem::take(tapped),
+            Self::Told(_) => Vec::new(),
+        }
+    }
+
     /// Log-probs of the batch's own targets.
     ///
     /// # Errors
     /// A teacher that only said which tokens are the likeliest.
     pub fn target_logps(&self, batch: &PackedBatch) -> Result<Vec<f64>> {
         match self {
-            Self::Hidden(teacher, hidden) => teacher.model.target_logps(batch, hidden),
+            Self::Hidden { teacher, hidden, .. } => teacher.model.target_logps(batch, hidden),
             Self::Told(_) => Err(Error::data("a file has no log-probs of other tokens")),
         }
     }

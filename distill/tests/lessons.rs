@@ -13,7 +13,7 @@ use halter_core::ops::Context;
 use halter_core::train::method::StepOptions;
 use halter_distill::config::{DistillOptions, DivergenceKind};
 use halter_distill::lesson::{Lesson, Writing};
-use halter_distill::step;
+use halter_distill::step::{self, Objective};
 use halter_distill::teacher::{ModelTeacher, Teacher};
 use halter_testkit::max_abs_diff;
 
@@ -64,14 +64,14 @@ fn a_greedy_step_on_policy_is_that_on_the_greedy_completions() {
     assert_eq!(lesson.rows, of_file);
 
     let teacher = Teacher::Model(Box::new(ModelTeacher::new(model(2), None, 1.0)));
-    let at = StepOptions { microbatch_tokens: 40, keep_blocks: 1, seed: 5 };
+    let at = StepOptions { microbatch_tokens: 40, keep_blocks: 1, seed: 5, learning_rate: 0.0 };
     let gradients = |lesson: &Lesson| {
         let grads = student.grads().unwrap();
         let options = DistillOptions::default();
+        let objective = Objective { teacher: &teacher, options: &options, inside: None };
         let backward: halter_core::train::method::Backward =
             &mut |pass, loss| pass.backward(loss, &grads);
-        let figures =
-            step::each_pass(&student, &teacher, lesson, &options, at, &grads, backward).unwrap();
+        let figures = step::each_pass(&student, objective, lesson, at, &grads, backward).unwrap();
         (figures.loss(), grads)
     };
     let (loss, grads) = gradients(&lesson);
@@ -134,8 +134,8 @@ fn what_cannot_be_written_is_refused() {
     use halter_core::train::config::{MethodOptions, TrainConfig};
     let cases: [(fn(&mut DistillOptions), &str); 6] = [
         (|o| o.on_policy_fraction = 1.5, "`on-policy-fraction` is `1.5`: expected 0 to 1"),
-        (|o| o.max_new_tokens = 0, "`max-new-tokens` is `0`: expected 1 or more"),
-        (|o| o.max_new_tokens = 9, "`max-new-tokens` has no effect"),
+        (|o| o.max_completion_tokens = 0, "`max-completion-tokens` is `0`: expected 1 or more"),
+        (|o| o.max_completion_tokens = 9, "`max-completion-tokens` has no effect"),
         (|o| o.sampling_temperature = 0.5, "`sampling-temperature` has no effect"),
         (
             |o| (o.teacher_logps, o.teacher_completions) = (Some("f".into()), true),

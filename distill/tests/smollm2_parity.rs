@@ -69,7 +69,12 @@ fn ten_steps_are_those_of_trl() {
         let mut worst = 0f64;
         for (step, rows) in rows.chunks(ROWS_PER_STEP).enumerate() {
             grads.clear().unwrap();
-            let options = StepOptions { microbatch_tokens: 4096, keep_blocks: 20, seed: 0 };
+            let options = StepOptions {
+                microbatch_tokens: 4096,
+                keep_blocks: 20,
+                seed: 0,
+                learning_rate: 0.0,
+            };
             let figures = distill
                 .each_pass(&model, rows, options, &grads, &mut |pass, loss| {
                     pass.backward(loss, &grads)

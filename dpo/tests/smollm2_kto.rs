@@ -58,7 +58,8 @@ fn check(run: &str) {
     for (step, rows) in rows.chunks(ROWS_PER_STEP).enumerate() {
         grads.clear().unwrap();
         // Microbatches of a row or two, where TRL has one of three.
-        let options = StepOptions { microbatch_tokens: 256, keep_blocks: 30, seed: 0 };
+        let options =
+            StepOptions { microbatch_tokens: 256, keep_blocks: 30, seed: 0, learning_rate: 0.0 };
         let figures = kto
             .each_pass(&model, rows, options, &grads, &mut |pass, loss| pass.backward(loss, &grads))
             .unwrap();

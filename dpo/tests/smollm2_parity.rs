@@ -65,7 +65,8 @@ fn check(run: &str, method: &DpoOptions) {
     let mut worst = 0f64;
     for (step, pairs) in rows.chunks(PAIRS_PER_STEP).enumerate() {
         grads.clear().unwrap();
-        let options = StepOptions { microbatch_tokens: 4096, keep_blocks: 30, seed: 0 };
+        let options =
+            StepOptions { microbatch_tokens: 4096, keep_blocks: 30, seed: 0, learning_rate: 0.0 };
         let figures = dpo
             .each_pass(&model, pairs, options, &grads, &mut |pass, loss| {
                 pass.backward(loss, &grads)

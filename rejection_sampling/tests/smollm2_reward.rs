@@ -67,7 +67,12 @@ fn the_steps_of_trl() {
         let mut worst = 0f64;
         for (step, pairs) in rows.chunks(PAIRS_PER_STEP).enumerate() {
             grads.clear().unwrap();
-            let options = StepOptions { microbatch_tokens: 4096, keep_blocks: 30, seed: 0 };
+            let options = StepOptions {
+                microbatch_tokens: 4096,
+                keep_blocks: 30,
+                seed: 0,
+                learning_rate: 0.0,
+            };
             let figures = reward
                 .each_pass(&model, pairs, options, &grads, &mut |pass, loss| {
                     pass.backward(loss, &grads)

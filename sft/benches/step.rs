@@ -56,7 +56,7 @@ fn bench(c: &mut Criterion, name: &str, model: &Decoder, keep_blocks: usize) {
     let mut grads = model.grads().unwrap();
     let mut optimizer = AdamW::new(AdamWConfig::default(), model.trained()).unwrap();
     let rows = rows();
-    let options = StepOptions { microbatch_tokens: 512, keep_blocks, seed: 0 };
+    let options = StepOptions { microbatch_tokens: 512, keep_blocks, seed: 0, learning_rate: 0.0 };
     let mut group = c.benchmark_group("step");
     group.throughput(Throughput::Elements(operations(model) as u64)).sample_size(10);
     group.bench_function(name, |b| {

@@ -57,7 +57,7 @@ fn rows() -> Vec<Row> {
 }
 
 fn options(microbatch_tokens: usize, keep_blocks: usize, seed: u64) -> StepOptions {
-    StepOptions { microbatch_tokens, keep_blocks, seed }
+    StepOptions { microbatch_tokens, keep_blocks, seed, learning_rate: 0.0 }
 }
 
 fn evaluate(

@@ -59,7 +59,8 @@ fn check(runs: &[&str], base: Base, peak: f64, prepare: impl Fn(&mut Decoder, &V
     for step in 0..20 {
         let started = std::time::Instant::now();
         grads.clear().unwrap();
-        let options = StepOptions { microbatch_tokens: 1024, keep_blocks: 30, seed: 0 };
+        let options =
+            StepOptions { microbatch_tokens: 1024, keep_blocks: 30, seed: 0, learning_rate: 0.0 };
         let figures = accumulate(&model, &rows[4 * step..4 * step + 4], options, &grads).unwrap();
         let norm = grads.norm().unwrap();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);

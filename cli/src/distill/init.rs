@@ -10,6 +10,7 @@ use halter_core::{Error, bundled};
 use halter_distill::init::{Blocks, keep_blocks};
 use serde_json::json;
 
+use super::shown;
 use crate::{Context, progress};
 
 /// Make a student of some of a model's blocks, for `halter distill` to heal
@@ -37,7 +38,7 @@ pub struct Args {
 #[group(required = true, multiple = false)]
 struct Which {
     /// These blocks, counted from 0, as 0-9,20-29
-    #[arg(long, value_name = "BLOCKS", value_parser = blocks)]
+    #[arg(long, value_name = "BLOCKS", value_parser = shown::<Blocks>)]
     keep_blocks: Option<Blocks>,
     /// All but every N-th
     #[arg(long, value_name = "N")]
@@ -55,14 +56,6 @@ impl Which {
             (None, None, count) => Blocks::Spread(count.unwrap_or(0)),
         }
     }
-}
-
-/// clap shows an error without its hint.
-fn blocks(text: &str) -> Result<Blocks, String> {
-    text.parse().map_err(|error: Error| match error.remedy() {
-        Some(hint) => format!("{error} ({hint})"),
-        None => error.to_string(),
-    })
 }
 
 /// Runs the subcommand.

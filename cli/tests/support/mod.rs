@@ -177,6 +177,34 @@ impl Place {
         command(self.root(), &std::iter::once("sft").chain(arguments).collect::<Vec<_>>())
     }
 
+    /// The run `whole` as `name`, killed after `step`.
+    pub fn cut_back(&self, whole: &str, name: &str, step: usize) {
+        let copied = Command::new("cp").args(["-r", whole, name]).current_dir(self.root()).status();
+        assert!(copied.unwrap().success());
+        let mut later = 0;
+        for checkpoint in fs::read_dir(self.path(name).join("checkpoints")).unwrap() {
+            let path = checkpoint.unwrap().path();
+            let of = path.file_name().unwrap().to_str().unwrap().strip_prefix("step-").unwrap();
+            if of.parse::<usize>().unwrap() > step {
+                fs::remove_dir_all(path).unwrap();
+                later += 1;
+            }
+        }
+        assert!(later > 0, "{whole} has no later checkpoint");
+    }
+
+    /// The lines of a run's metrics, less what depends on the clock.
+    pub fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
+        let line = |line: &str| {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            for clock in ["seconds", "tokens_per_second"] {
+                line.as_object_mut().unwrap().remove(clock).unwrap();
+            }
+            line
+        };
+        self.text(&format!("{run}/metrics.jsonl")).lines().map(line).collect()
+    }
+
     /// Runs `halter sft` to its end, which must be a good one.
     #[track_caller]
     pub fn done<A: AsRef<str>>(&self, arguments: &[A]) -> Output {

@@ -37,6 +37,12 @@ impl Param {
         Self { name: name.into(), value, slot: None }
     }
 
+    /// A parameter that no model has, trained with gradients and an optimizer of its own, where it has
+    /// the place `slot`.
+    pub fn trained(name: impl Into<String>, value: Tensor, slot: usize) -> Self {
+        Self { name: name.into(), value: Value::Dense(value), slot: Some(slot) }
+    }
+
     /// Name, e.g. `model.norm.weight`.
     pub fn name(&self) -> &str {
         &self.name

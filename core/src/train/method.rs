@@ -59,6 +59,8 @@ pub struct StepOptions {
     pub keep_blocks: usize,
     /// Decides what is random in the step: dropout, and what a method draws.
     pub seed: u64,
+    /// Of the step, for parameters of the method's own.
+    pub learning_rate: f64,
 }
 
 impl StepOptions {

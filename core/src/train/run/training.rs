@@ -256,6 +256,7 @@ impl<'a, M: Method> Training<'a, M> {
             microbatch_tokens: plan.microbatch_tokens,
             keep_blocks: plan.keep_blocks,
             seed: hash(config.seed, step) & !0xffff,
+            learning_rate,
         };
         let inside = config.optimizer_in_backward;
         let with_remedy = |error| messages::with_remedy(error, step, rows);
