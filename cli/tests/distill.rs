@@ -157,6 +157,17 @@ fn what_a_teacher_said_is_what_it_says() {
 }
 
 #[test]
+fn a_teacher_in_its_file_says_the_same() {
+    let place = place();
+    let capture = ["capture", "--model", "teacher", "--data", "m.jsonl", "--data", "t.jsonl"];
+    let capture = [&capture[..], &["--microbatch-tokens", "100"]].concat();
+    done(&place, &[&capture, &["--output", "whole"]]);
+    let said = done(&place, &[&capture, &["--output", "layered", "--memory-ceiling", "1GB"]]);
+    assert!(said.contains(" under a ceiling of 1.00 GB"), "{said}");
+    assert!(place.read("whole") == place.read("layered"));
+}
+
+#[test]
 fn a_student_is_made_of_its_teachers_blocks() {
     let place = place();
     done(&place, &[&["init", "--teacher", "teacher", "--keep-blocks", "0,2", "--output", "small"]]);
@@ -205,6 +216,7 @@ fn wrong_input_is_refused() {
         "capture --data m.jsonl --output told",
         "capture --data m.jsonl --output new --top-k 0",
         "capture --data m.jsonl --output new --temperature 0",
+        "capture --data m.jsonl --output new --memory-ceiling much",
         "capture --data few.jsonl --model teacher --output text.txt",
         "init --teacher teacher --output new",
         "init --teacher teacher --keep-blocks 3 --output new",

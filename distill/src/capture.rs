@@ -7,8 +7,10 @@ use candle_core::Device;
 use halter_core::data::batch::PackedBatch;
 use halter_core::data::dataset::Dataset;
 use halter_core::data::encoded::TokenCount;
+use halter_core::data::pack::packed;
 use halter_core::data::record::Row;
 use halter_core::data::view::Encoder;
+use halter_core::memory::layered::layered_tokens;
 use halter_core::model::Base;
 use halter_core::ops::divergence::{TeacherRows, TopLogps};
 use halter_core::train::interrupt::Interrupt;
@@ -18,7 +20,7 @@ use halter_core::{Error, Result};
 use serde::Serialize;
 
 use crate::store::{Header, Key, Store, StoreWriter, sequences};
-use crate::teacher::ModelTeacher;
+use crate::teacher::{ModelTeacher, Reading};
 
 /// How a teacher is heard.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +31,9 @@ pub struct CaptureOptions {
     pub temperature: f64,
     /// Most tokens that go through the model at once.
     pub microbatch_tokens: usize,
+    /// Bytes that the process may hold: the model stays in its file, and is read block by block for
+    /// as many rows as fit.
+    pub memory_ceiling: Option<usize>,
 }
 
 impl CaptureOptions {
@@ -83,7 +88,8 @@ pub fn capture(
     interrupt: &Interrupt,
 ) -> Result<Captured> {
     options.validate()?;
-    let model = source.decoder(Base::Frozen, &Device::Cpu, 0)?;
+    let base = if options.memory_ceiling.is_some() { Base::Mapped } else { Base::Frozen };
+    let model = source.decoder(base, &Device::Cpu, 0)?;
     let header = Header {
         teacher: source.name.clone().unwrap_or_default(),
         weights: model.fingerprint(true)?,
@@ -96,6 +102,12 @@ pub fn capture(
     if let Some(damaged) = known.as_ref().map(Store::damaged_bytes).filter(|&bytes| bytes > 0) {
         progress.note(&format!("{}: {damaged} damaged bytes cut off its end", path.display()));
     }
+    let layer_major = match options.memory_ceiling {
+        Some(ceiling) => {
+            Some(layered_tokens(&model, ceiling, options.microbatch_tokens, LOGIT_ROWS)?)
+        }
+        None => None,
+    };
     let teacher = ModelTeacher::new(model, Some(header.k), options.temperature);
     let found = Captured {
         rows: known.as_ref().map_or(0, Store::len),
@@ -111,11 +123,13 @@ pub fn capture(
         waiting: Vec::new(),
         taken: HashSet::new(),
         tokens: 0,
+        layer_major,
+        row: 0,
         found,
     };
     let records: usize = sets.iter().map(Dataset::len).sum();
     progress.begin("captured", records as u64, Unit::Rows);
-    let taken = taker.take_all(encoder, sets, progress, interrupt).and_then(|()| taker.flush());
+    let taken = taker.take_all(encoder, sets, progress, interrupt);
     progress.finish();
     taker.writer.sync()?;
     taken?;
@@ -137,6 +151,10 @@ struct Taker {
     /// What is in `waiting` or was taken now.
     taken: HashSet<Key>,
     tokens: usize,
+    /// Tokens that are read together, where the model is read block by block.
+    layer_major: Option<usize>,
+    /// Records that were seen.
+    row: u64,
     found: Captured,
 }
 
@@ -148,7 +166,6 @@ impl Taker {
         progress: &mut dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let mut done = 0;
         for set in sets {
             for at in 0..set.len() {
                 interrupt.check()?;
@@ -157,16 +174,16 @@ impl Taker {
                     self.found.left_out += 1;
                 }
                 for row in rows.unwrap_or_default() {
-                    self.take(row)?;
+                    self.take(row, progress, interrupt)?;
                 }
-                done += 1;
-                progress.advance(done, "");
+                self.row += 1;
+                progress.advance(self.row, "");
             }
         }
-        Ok(())
+        self.flush(progress, interrupt)
     }
 
-    fn take(&mut self, row: Row) -> Result<()> {
+    fn take(&mut self, row: Row, progress: &mut dyn Progress, interrupt: &Interrupt) -> Result<()> {
         if row.trained_tokens() == 0 {
             self.found.left_out += 1;
             return Ok(());
@@ -179,35 +196,68 @@ impl Taker {
         if !sequences(&batch).iter().any(is_new) {
             return Ok(());
         }
-        if self.tokens + row.tokens() > self.options.microbatch_tokens {
-            self.flush()?;
+        let most = self.layer_major.unwrap_or(self.options.microbatch_tokens);
+        if self.tokens + row.tokens() > most {
+            self.flush(progress, interrupt)?;
         }
         self.tokens += row.tokens();
         self.waiting.push(row);
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self, progress: &mut dyn Progress, interrupt: &Interrupt) -> Result<()> {
         let rows = std::mem::take(&mut self.waiting);
         self.tokens = 0;
-        if rows.is_empty() {
+        let batches = packed(&rows, self.options.microbatch_tokens).collect::<Result<Vec<_>>>()?;
+        if self.layer_major.is_none() {
+            for batch in &batches {
+                let reading = self.teacher.read(batch, &[])?;
+                take_down(&mut self.writer, &self.header, batch, &reading, &mut self.found)?;
+            }
             return Ok(());
         }
-        let batch = PackedBatch::from_rows(&rows)?;
-        let reading = self.teacher.read(&batch, &[])?;
-        let mut start = 0;
-        for (key, positions) in sequences(&batch) {
-            let range = start..start + positions;
-            start = range.end;
-            let TeacherRows::Top(told) = reading.rows(range)? else { continue };
-            self.writer.append(key, &told, 0..positions)?;
-            measure(&self.header, &told, &mut self.found);
-            self.found.taken += 1;
-            self.found.rows += 1;
-            self.found.positions += positions;
-        }
-        Ok(())
+        let (row, blocks) = (self.row, self.teacher.blocks());
+        let Self { teacher, writer, header, found, .. } = self;
+        let block_done = |done| {
+            progress.advance(row, &format!("block {done}/{blocks}"));
+            interrupt.check()
+        };
+        teacher.read_layered(&batches, block_done, |batch, reading| {
+            take_down(writer, header, batch, reading, found)
+        })
     }
+}
+
+/// Rows of logits that are held at once.
+const LOGIT_ROWS: usize = 256;
+
+/// Writes what a teacher says of the sequences of `batch`.
+fn take_down(
+    writer: &mut StoreWriter,
+    header: &Header,
+    batch: &PackedBatch,
+    reading: &Reading,
+    found: &mut Captured,
+) -> Result<()> {
+    let mut told = TopLogps { k: header.k, ..TopLogps::default() };
+    let sequences = sequences(batch);
+    let rows = sequences.iter().map(|(_, positions)| positions).sum();
+    for start in (0..rows).step_by(LOGIT_ROWS) {
+        let range = start..(start + LOGIT_ROWS).min(rows);
+        if let TeacherRows::Top(more) = reading.rows(range)? {
+            told.extend(more);
+        }
+    }
+    let mut start = 0;
+    for (key, positions) in sequences {
+        writer.append(key, &told, start..start + positions)?;
+        start += positions;
+        found.taken += 1;
+        found.rows += 1;
+    }
+    found.positions += rows;
+    measure(header, &told, found);
+    Ok(())
 }
 
 fn measure(header: &Header, told: &TopLogps, found: &mut Captured) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use halter_core::data::batch::PackedBatch;
 use halter_core::model::linear::PassMode;
+use halter_core::model::param::Widened;
 use halter_core::model::{Base, Decoder};
 use halter_core::ops::divergence::{TeacherRows, TopLogps};
 use halter_core::train::pass::Tap;
@@ -112,6 +113,11 @@ impl ModelTeacher {
         Self { model, top_k, temperature }
     }
 
+    /// Blocks of the model.
+    pub fn blocks(&self) -> usize {
+        self.model.blocks.len()
+    }
+
     /// As [`Teacher::read`].
     ///
     /// # Errors
@@ -120,17 +126,50 @@ impl ModelTeacher {
         let rows = batch.target_rows()?;
         let (hidden, tapped) =
             self.model.evaluate_tapped(batch, &rows, PassMode::EVALUATE, taps)?;
-        Ok(Reading::Hidden { teacher: self, hidden, tapped })
+        self.reading(hidden, tapped)
+    }
+
+    fn reading(&self, hidden: Tensor, tapped: Vec<(Tap, Tensor)>) -> Result<Reading<'_>> {
+        let head = self.model.widened_head()?;
+        Ok(Reading::Hidden { teacher: self, head, hidden, tapped })
+    }
+
+    /// [`Self::read`] of many batches, each block of the model read once for all of them; see
+    /// [`Decoder::evaluate_layered`]. `each` gets every batch's reading.
+    ///
+    /// # Errors
+    /// When the model cannot be computed, or those of `done` and `each`.
+    pub fn read_layered(
+        &self,
+        batches: &[PackedBatch],
+        done: impl FnMut(usize) -> Result<()>,
+        mut each: impl FnMut(&PackedBatch, &Reading<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let all = self.model.evaluate_layered(batches, done)?;
+        let mut reading = None;
+        for (batch, hidden) in batches.iter().zip(all) {
+            // The head is widened once.
+            let reading = match &mut reading {
+                None => reading.insert(self.reading(hidden, Vec::new())?),
+                Some(reading) => {
+                    reading.turn_to(hidden);
+                    reading
+                }
+            };
+            each(batch, reading)?;
+        }
+        Ok(())
     }
 }
 
 /// What a teacher makes of a batch.
-#[derive(Debug)]
 pub enum Reading<'t> {
     /// Its final hidden states, whose logits are computed when they are asked for.
     Hidden {
         /// Whose.
         teacher: &'t ModelTeacher,
+        /// The teacher's, in the type of the computation.
+        head: Widened<'t>,
         /// `(rows, hidden)`.
         hidden: Tensor,
         /// Its values at the taps.
@@ -147,8 +186,8 @@ impl Reading<'_> {
     /// When the head cannot be computed.
     pub fn rows(&self, rows: Range<usize>) -> Result<TeacherRows> {
         match self {
-            Self::Hidden { teacher, hidden, .. } => {
-                let told = teacher.model.teacher_rows(hidden, rows)?;
+            Self::Hidden { teacher, head, hidden, .. } => {
+                let told = teacher.model.teacher_rows(hidden, head, rows)?;
                 match (teacher.top_k, told) {
                     (Some(k), TeacherRows::Logits(logits)) => {
                         Ok(TeacherRows::Top(TopLogps::of(&logits, k, teacher.temperature)?))
@@ -157,6 +196,13 @@ impl Reading<'_> {
                 }
             }
             Self::Told(all) => Ok(TeacherRows::Top(all.rows(rows))),
+        }
+    }
+
+    /// Reads other hidden states with the same head.
+    fn turn_to(&mut self, other: Tensor) {
+        if let Self::Hidden { hidden, .. } = self {
+            *hidden = other;
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use halter_core::memory::plan::gigabytes;
+use halter_core::memory::system::peak_memory;
 use halter_core::text::encode::Overlong;
 use halter_core::train::source::Source;
 use halter_distill::capture::{CaptureOptions, capture};
@@ -31,9 +33,31 @@ pub struct Args {
     /// Most tokens that go through the model at once
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     microbatch_tokens: usize,
+    /// Leave the model in its file, and read it block by block for as many rows as fit under this
+    /// much memory, as 300MB or 48GB
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    memory_ceiling: Option<usize>,
     /// File that is written
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+}
+
+/// A number of bytes: `300MB`, `1.5GB`, `2GiB`.
+fn bytes(text: &str) -> Result<usize, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        _ => return Err("expected a number with MB, GB, MiB or GiB".into()),
+    };
+    match number.parse::<f64>() {
+        Ok(number) => Ok((number * unit) as usize),
+        Err(_) => Err("expected a number with MB, GB, MiB or GiB".into()),
+    }
 }
 
 /// Runs the subcommand.
@@ -50,6 +74,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         top_k: args.top_k,
         temperature: args.temperature,
         microbatch_tokens: args.microbatch_tokens,
+        memory_ceiling: args.memory_ceiling,
     };
     let found = capture(
         &mut source,
@@ -74,6 +99,10 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             "mean mass of the other tokens {:.4}; KL by rounding {:.1e}",
             found.rest_mass, found.rounding_kl
         ));
+    }
+    if let (Some(ceiling), Some(peak)) = (args.memory_ceiling, peak_memory()) {
+        let (peak, ceiling) = (gigabytes(peak), gigabytes(ceiling));
+        progress.note(&format!("memory: at most {peak} under a ceiling of {ceiling}"));
     }
     context.print_json(&found)
 }

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::memory::Buffer;
 use crate::model::Decoder;
 use crate::model::linear::Linear;
-use crate::model::param::{Param, Value};
+use crate::model::param::Param;
 use crate::ops::linear::{self, Decode, Into};
 use crate::ops::{Context, embedding, rms_norm, scale, slices, swiglu};
 
@@ -26,7 +26,7 @@ pub(super) fn forward(model: &Decoder, pages: &mut Pages, inputs: &[Input]) -> R
     let tokens: Vec<u32> = inputs.iter().map(|input| input.token).collect();
     let positions: Vec<u32> = inputs.iter().map(|input| input.position as u32).collect();
     let angles = model.angles(&positions)?;
-    let x = embed(ctx, &model.embed, &tokens)?;
+    let x = model.embed.rows(ctx, &tokens)?;
     let places: Vec<Place> = inputs
         .iter()
         .map(|input| Place { pages: input.pages, tokens: input.position + 1 })
@@ -66,27 +66,6 @@ pub(super) fn logits(model: &Decoder, x: &Tensor, rows: &[u32]) -> Result<Buffer
     let head = Decode { weight: model.head(), into: Into::Overwrite, y: &logits };
     linear::decode(ctx, &normed, &[head])?;
     Ok(logits)
-}
-
-/// Rows of the embedding, of a stored one without widening the others.
-fn embed(ctx: &Context, embedding: &Param, tokens: &[u32]) -> Result<Buffer> {
-    let stored = match embedding.value() {
-        Value::Stored(stored) if ctx.device().is_cpu() => stored,
-        _ => return embedding::forward(ctx, &*embedding.widened(ctx)?, tokens),
-    };
-    let (rows, width) = (stored.rows(), stored.row_len());
-    let x = ctx.pool().take((tokens.len(), width))?;
-    slices::write(&x, |x| {
-        tokens.iter().zip(x.chunks_exact_mut(width)).try_for_each(|(&token, x)| {
-            let row = token as usize;
-            if row >= rows {
-                let message = format!("token `{token}` is beyond the vocabulary of `{rows}`");
-                return Err(crate::Error::data(message));
-            }
-            stored.read_rows_into(row..row + 1, x)
-        })
-    })??;
-    Ok(x)
 }
 
 /// The outputs of layers that share their input.

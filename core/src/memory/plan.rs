@@ -13,7 +13,7 @@ use crate::train::optimizer::Optim;
 use crate::{Error, ErrorKind, Result};
 
 /// Program, allocator, tokenizer and thread stacks.
-const PROCESS_BYTES: usize = 48 << 20;
+pub(super) const PROCESS_BYTES: usize = 48 << 20;
 /// With fewer tokens than this at once, products are slow.
 const LEAST_TOKENS: usize = 512;
 /// Activations of one microbatch should take about this much.
@@ -188,15 +188,15 @@ impl Plan {
 
 /// f32 numbers per token and block.
 #[derive(Clone, Copy)]
-struct Width {
+pub(super) struct Width {
     kept: usize,
     working: usize,
     /// In a pass that keeps nothing.
-    forward: usize,
+    pub(super) forward: usize,
 }
 
 impl Width {
-    fn of(config: &ModelConfig) -> Self {
+    pub(super) fn of(config: &ModelConfig) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;

@@ -12,6 +12,11 @@ pub fn available_memory() -> Option<usize> {
     free.into_iter().chain(left).min()
 }
 
+/// Memory that this process holds now, in bytes.
+pub fn resident_memory() -> Option<usize> {
+    proc_kilobytes("/proc/self/status", "VmRSS:").map(|kib| kib * 1024)
+}
+
 /// Most memory that this process has held, in bytes.
 pub fn peak_memory() -> Option<usize> {
     proc_kilobytes("/proc/self/status", "VmHWM:").map(|kib| kib * 1024)

@@ -118,6 +118,15 @@ impl Block {
         params
     }
 
+    /// Itself in memory, as [`Param::resident`] says.
+    pub(crate) fn resident(&self, ctx: &Context) -> Result<Self> {
+        let mut block = self.clone();
+        for param in block.params_mut() {
+            *param = param.resident(ctx)?;
+        }
+        Ok(block)
+    }
+
     /// Whether any of its parameters is trained.
     pub fn is_trained(&self) -> bool {
         self.params().into_iter().any(Param::is_trained)

@@ -14,6 +14,9 @@ pub enum Base {
     Trainable,
     /// Frozen: matrices stay as the file has them and are widened at each use.
     Frozen,
+    /// Frozen, and no matrix stays in memory: each is read from the mapped file at its use, for
+    /// models larger than memory.
+    Mapped,
 }
 
 impl Decoder {
@@ -37,8 +40,16 @@ impl Decoder {
                     stored.shape()
                 )));
             }
-            if base == Base::Frozen && stays_stored(&stored) {
+            let stays = match base {
+                Base::Trainable => false,
+                Base::Frozen => stays_stored(&stored),
+                Base::Mapped => stored.shape().len() == 2,
+            };
+            if stays {
                 stored.check_finite()?;
+                if base == Base::Mapped {
+                    stored.forget();
+                }
                 return Ok(Value::Stored(stored));
             }
             Ok(Value::Dense(stored.into_finite_tensor(&device)?))

@@ -2,12 +2,12 @@
 
 use std::ops::Deref;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::weights::StoredTensor;
+use super::weights::{StoredKind, StoredTensor};
 use crate::memory::Buffer;
-use crate::ops::{Context, clear, on_a_worker, slices, zeros};
+use crate::ops::{Context, clear, embedding, on_a_worker, slices, zeros};
 use crate::{Error, ErrorKind, Result};
 
 /// A named tensor of the model.
@@ -30,6 +30,8 @@ pub enum Value {
 
 /// Elements of a parameter that its fingerprint is made of.
 const HASHED_ELEMENTS: usize = 64;
+/// Rows that are hashed at a time.
+const HASHED_ROWS: usize = 256;
 
 impl Param {
     /// A frozen parameter under the name Hugging Face gives it.
@@ -105,6 +107,48 @@ impl Param {
         }
     }
 
+    /// Rows of a matrix, `(rows.len(), width)`; of a stored one the others are not widened.
+    pub(crate) fn rows(&self, ctx: &Context, rows: &[u32]) -> Result<Buffer> {
+        let stored = match &self.value {
+            Value::Stored(stored) if ctx.device().is_cpu() => stored,
+            _ => return embedding::forward(ctx, &*self.widened(ctx)?, rows),
+        };
+        let (count, width) = (stored.rows(), stored.row_len());
+        let x = ctx.pool().take((rows.len(), width))?;
+        slices::write(&x, |x| {
+            rows.iter().zip(x.chunks_exact_mut(width)).try_for_each(|(&token, x)| {
+                let row = token as usize;
+                if row >= count {
+                    let message = format!("token `{token}` is beyond the vocabulary of `{count}`");
+                    return Err(Error::data(message));
+                }
+                stored.read_rows_into(row..row + 1, x)
+            })
+        })??;
+        Ok(x)
+    }
+
+    /// Itself in memory for a while, if its file has it in the type of the computation; nothing else
+    /// of the file stays there.
+    pub(crate) fn resident(&self, ctx: &Context) -> Result<Self> {
+        let value = match &self.value {
+            Value::Stored(stored) if stored.kind() == StoredKind::F32 => {
+                let tensor = zeros(&stored.shape().into(), DType::F32, &Device::Cpu)?;
+                slices::write(&tensor, |out| stored.read_passing(out))??;
+                Value::Dense(tensor.to_device(ctx.device())?)
+            }
+            value => value.clone(),
+        };
+        Ok(Self { name: self.name.clone(), value, slot: None })
+    }
+
+    /// Lets go of what the system has read of its file.
+    pub(crate) fn forget(&self) {
+        if let Value::Stored(stored) = &self.value {
+            stored.forget();
+        }
+    }
+
     /// The parameter in f32 on the CPU, for an export or a checkpoint.
     pub fn to_f32(&self) -> Result<Tensor> {
         match &self.value {
@@ -139,12 +183,18 @@ impl Param {
     pub(super) fn hash_all_into(&self, hasher: &mut blake3::Hasher) -> Result<()> {
         hasher.update(format!("{} {:?} ", self.name, self.dims()).as_bytes());
         match &self.value {
-            Value::Dense(_) => {
-                let values = self.to_f32()?;
-                for part in slices::read(&values)?.chunks(CHUNK) {
-                    let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    hasher.update(&bytes);
+            Value::Dense(_) => hash_values(&slices::read(&self.to_f32()?)?, hasher),
+            // As if it had been read into memory.
+            Value::Stored(stored) if stored.kind() == StoredKind::F32 => {
+                let row_len = stored.row_len();
+                let mut values = Vec::new();
+                for rows in (0..stored.rows()).step_by(HASHED_ROWS) {
+                    let rows = rows..(rows + HASHED_ROWS).min(stored.rows());
+                    values.resize(rows.len() * row_len, 0.0);
+                    stored.read_rows_into(rows, &mut values)?;
+                    hash_values(&values, hasher);
                 }
+                stored.forget();
             }
             Value::Stored(stored) => {
                 hasher.update(stored.kind().to_string().as_bytes());
@@ -185,6 +235,13 @@ impl Param {
         }
         self.freeze();
         Ok(())
+    }
+}
+
+fn hash_values(values: &[f32], hasher: &mut blake3::Hasher) {
+    for part in values.chunks(CHUNK) {
+        let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
+        hasher.update(&bytes);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{Error, ErrorKind, Result};
 
 mod distilled;
 mod hidden;
+mod layered;
 mod on_logits;
 mod taps;
 
@@ -130,7 +131,7 @@ impl Decoder {
     ) -> Result<Pass<'a>> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, options.mode);
-        let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
+        let mut x = self.embed.rows(&self.ctx, &batch.tokens)?;
         let lowest = self.lowest_trained_block().unwrap_or(0);
         let mut tapped = Tapped::new(self, options.taps)?;
         let keep_from = self.blocks.len().saturating_sub(options.keep_blocks);
@@ -203,7 +204,7 @@ impl Decoder {
     ) -> Result<Buffer> {
         let angles = self.angles(&batch.positions)?;
         let at = self.surroundings(batch, &angles, mode);
-        let mut x = embedding::forward(&self.ctx, &*self.embed.widened(&self.ctx)?, &batch.tokens)?;
+        let mut x = self.embed.rows(&self.ctx, &batch.tokens)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let (y, kept) = block.forward(at, &x)?;
             tapped.take(index, &x, &y, &kept)?;

@@ -15,6 +15,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Elements below which a read is not worth spreading over threads.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
+/// Elements that are read of a mapped file before it is let go of.
+const PASSING_ELEMENTS: usize = 1 << 21;
 /// Elements that one task reads.
 const TASK_ELEMENTS: usize = 1 << 14;
 
@@ -324,6 +326,30 @@ impl StoredTensor {
     /// A device that fails.
     pub fn to_tensor(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_vec(self.to_vec()?, &*self.shape, device)?)
+    }
+
+    /// Lets go of what the system has read of a mapped file for it.
+    pub fn forget(&self) {
+        self.bytes.forget();
+    }
+
+    /// [`Self::read_into`] that never holds much of a mapped file beside `out`.
+    ///
+    /// # Errors
+    /// An `out` of another length.
+    pub fn read_passing(&self, out: &mut [f32]) -> Result<()> {
+        let (rows, row_len) = (self.rows(), self.row_len().max(1));
+        // Rows of one head lie together, in whatever order.
+        let together = match self.order {
+            RowOrder::AsStored => 1,
+            RowOrder::InterleavedHeads { head_dim } => head_dim,
+        };
+        let step = PASSING_ELEMENTS.div_ceil(row_len).next_multiple_of(together);
+        for (start, out) in (0..rows).step_by(step).zip(out.chunks_mut(step * row_len)) {
+            self.read_rows_into(start..(start + step).min(rows), out)?;
+            self.forget();
+        }
+        Ok(())
     }
 
     /// [`Self::to_tensor`] for good: what was read of a mapped file does not stay in memory

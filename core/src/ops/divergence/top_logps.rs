@@ -64,6 +64,13 @@ impl TopLogps {
 }
 
 impl TopLogps {
+    /// Adds rows behind these, of as many tokens each.
+    pub fn extend(&mut self, more: Self) {
+        self.ids.extend(more.ids);
+        self.logps.extend(more.logps);
+        self.rest.extend(more.rest);
+    }
+
     /// Some of the rows.
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let entries = rows.start * self.k..rows.end * self.k;

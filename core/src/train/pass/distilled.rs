@@ -10,10 +10,11 @@ use crate::data::batch::PackedBatch;
 use crate::memory::Buffer;
 use crate::model::Decoder;
 use crate::model::linear::PassMode;
-use crate::model::param::Grads;
+use crate::model::param::{Grads, Value, Widened};
+use crate::model::weights::StoredKind;
 use crate::ops::divergence::{self, Charge, Comparison, Distance, TeacherRows};
 use crate::ops::logps::{self, Gradients};
-use crate::ops::{linear, on_a_worker};
+use crate::ops::{linear, on_a_worker, slices};
 use crate::{Error, ErrorKind, Result};
 
 /// What a teacher says of rows of [`PackedBatch::target_rows`], asked for in their order.
@@ -88,17 +89,38 @@ impl Decoder {
     }
 
     /// What this model, as a teacher, says of rows of `hidden`, which comes from
-    /// [`Self::evaluate_hidden`].
+    /// [`Self::evaluate_hidden`]; `head` from [`Self::widened_head`].
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn teacher_rows(
+        &self,
+        hidden: &Tensor,
+        head: &Tensor,
+        rows: Range<usize>,
+    ) -> Result<TeacherRows> {
+        let hidden = hidden.narrow(0, rows.start, rows.len())?;
+        let logits = self.ctx.empty((rows.len(), self.config.vocab_size), &hidden)?;
+        linear::forward(&self.ctx, &hidden, head, linear::Into::Overwrite, &logits)?;
+        Ok(TeacherRows::Logits(logits))
+    }
+
+    /// The head's matrix for [`Self::teacher_rows`], in the type of the computation.
     ///
     /// # Errors
     /// A reward model.
-    pub fn teacher_rows(&self, hidden: &Tensor, rows: Range<usize>) -> Result<TeacherRows> {
+    pub fn widened_head(&self) -> Result<Widened<'_>> {
         self.refuse_score()?;
-        let hidden = hidden.narrow(0, rows.start, rows.len())?;
-        let logits = self.ctx.empty((rows.len(), self.config.vocab_size), &hidden)?;
-        let weight = self.head().widened(&self.ctx)?;
-        linear::forward(&self.ctx, &hidden, &weight, linear::Into::Overwrite, &logits)?;
-        Ok(TeacherRows::Logits(logits))
+        let head = self.head();
+        match head.value() {
+            // It stays in its file: no more of it than that.
+            Value::Stored(stored) if stored.kind() == StoredKind::F32 && self.device().is_cpu() => {
+                let copy = self.ctx.pool().take(stored.shape())?;
+                slices::write(&copy, |out| stored.read_passing(out))??;
+                Ok(Widened::Copy(copy))
+            }
+            _ => head.widened(&self.ctx),
+        }
     }
 
     /// Log-probs of the batch's targets, at temperature 1, from its [`Self::evaluate_hidden`] of
