@@ -229,7 +229,7 @@ impl Taker {
 }
 
 /// Rows of logits that are held at once.
-const LOGIT_ROWS: usize = 256;
+const LOGIT_ROWS: usize = 64;
 
 /// Writes what a teacher says of the sequences of `batch`.
 fn take_down(

@@ -127,6 +127,12 @@ impl Pool {
         free.by_capacity.clear();
         free.allocated -= elements;
         free.most_in_use = free.in_use;
+        drop(free);
+        // SAFETY: it takes no memory that is in use. Without it the allocator keeps what it has.
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
