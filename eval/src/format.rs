@@ -49,7 +49,7 @@ pub static OPEN: Format = Format {
     read: Read::Open(Completed {
         read: open::open,
         scorer: "exact",
-        stop: &[],
+        stop: &["\n\n"],
         max_new_tokens: 256,
     }),
 };
@@ -82,7 +82,7 @@ pub static FORMATS: [&Format; 13] = [
         read: Read::Open(Completed {
             read: open::asdiv,
             scorer: "numeric",
-            stop: &["Question:"],
+            stop: &["\n\n"],
             max_new_tokens: 256,
         }),
     },
