@@ -23,7 +23,7 @@ fn place() -> Place {
     place.write(CHOICES, lines((0..30).map(number)));
     let boolq = |i: usize| {
         json!({ "passage": "Tom buys eggs.", "question": format!("are {i} eggs bought"),
-                "answer": i % 2 == 0 })
+                "answer": i.is_multiple_of(2) })
     };
     place.write("boolq.jsonl", lines((0..10).map(boolq)));
     let problem =

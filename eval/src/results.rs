@@ -122,6 +122,12 @@ impl TaskResult {
 
     fn of_completions(path: &Path) -> Result<Self> {
         let figures = Figures::read(path, Some(RIGHT))?;
+        if figures.failed_prompts > 0 {
+            let failed = counted(figures.failed_prompts, "prompt");
+            return Err(Error::data(format!("{failed} could not be completed"))
+                .in_file(path)
+                .hint("their lines have the reasons"));
+        }
         let (acc, acc_stderr) =
             figures.acceptance.ok_or_else(|| Error::data("no row was completed").in_file(path))?;
         let several = figures.pass_at.len() > 1;

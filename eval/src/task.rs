@@ -105,21 +105,26 @@ impl Task {
                 Questions::Choice(read.into_iter().enumerate().map(ask).collect())
             }
             Read::Open(completed) => {
-                let shown = |row: &Row| {
-                    (completed.read)(row)?.shown().ok_or_else(|| {
-                        Error::data(format!("`{}` rows cannot be examples", format.name)).hint(
-                            "leave out `--num-fewshot`; rows need a text prompt and an answer",
-                        )
-                    })
+                let unfit = || {
+                    Error::data(format!("`{}` rows cannot have or be examples", format.name))
+                        .hint("leave out `--num-fewshot`; rows need a text prompt and an answer")
                 };
+                let shown = |row: &Row| (completed.read)(row)?.shown().ok_or_else(unfit);
                 let examples = Examples::new(format, &set, fewshot, num_fewshot, shown)?;
+                let read = |row: &Row| {
+                    let open = (completed.read)(row)?;
+                    match open.prompt {
+                        Turn::Messages(_) if num_fewshot > 0 => Err(unfit()),
+                        _ => Ok(open),
+                    }
+                };
                 let ask = |(at, mut open): (usize, Open)| {
                     if let Turn::Text(text) = &mut open.prompt {
                         text.insert_str(0, &examples.before(at));
                     }
                     open
                 };
-                let read = read_rows(format, &set, count, &completed.read)?;
+                let read = read_rows(format, &set, count, read)?;
                 Questions::Open(read.into_iter().enumerate().map(ask).collect(), completed)
             }
         };
