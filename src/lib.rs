@@ -7,6 +7,7 @@ pub use candle_core as candle;
 pub use halter_core as core;
 pub use halter_distill as distill;
 pub use halter_dpo as dpo;
+pub use halter_eval as eval;
 pub use halter_rejection_sampling as rejection_sampling;
 pub use halter_sft as sft;
 

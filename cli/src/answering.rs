@@ -7,7 +7,7 @@ use halter_core::generate::engine::{EngineOptions, Request};
 use halter_core::generate::sampling::Sampling;
 use halter_core::generate::session::Job;
 use halter_core::train::source::SourceSpec;
-use halter_core::{Error, bundled, device};
+use halter_core::{Error, ErrorKind, bundled, device};
 
 /// Tokens of a completion where nothing is said.
 pub const MAX_NEW_TOKENS: usize = 256;
@@ -151,4 +151,14 @@ pub fn job(
     let max_new_tokens = request.max_new_tokens.min(room);
     let request = Request { prompt, max_new_tokens, ..request.clone() };
     Ok(Job { request, stop: args.stop.clone() })
+}
+
+/// What an interruption or a full disk leaves is whole.
+pub fn resumable(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted | ErrorKind::Io if error.remedy().is_none() => {
+            error.hint("`--resume` goes on")
+        }
+        _ => error,
+    }
 }

@@ -5,6 +5,7 @@ mod chat;
 mod data;
 mod distill;
 mod dpo;
+mod eval;
 mod failure;
 mod generate;
 mod interrupt;
@@ -62,6 +63,7 @@ enum Command {
     Merge(merge::Args),
     Data(data::Args),
     Sample(Box<sample::Args>),
+    Eval(Box<eval::Args>),
     Generate(Box<generate::Args>),
     Chat(Box<chat::Args>),
     Serve(Box<serve::Args>),
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),
+        Command::Eval(args) => eval::run(*args, &context),
         Command::Generate(args) => generate::run(*args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Serve(args) => serve::run(&args, &context),

@@ -11,14 +11,14 @@ use halter_core::generate::output::ResultFile;
 use halter_core::text::strftime::Moment;
 use halter_core::train::files::{atomic_write, remove_temporaries};
 use halter_core::train::progress::{Progress, counted};
-use halter_core::{Error, ErrorKind, bundled};
+use halter_core::{Error, bundled};
 use halter_rejection_sampling::sample::{
     Figures, Keep, Kept, Outcome, Sampler, Selection, Variant, render, write_kept,
 };
 use halter_rejection_sampling::scorer::{ScorerSpec, WeightedSum};
 use serde_json::{Map, Value, json};
 
-use crate::answering::{MAX_NEW_TOKENS, ModelArgs, SamplingArgs};
+use crate::answering::{MAX_NEW_TOKENS, ModelArgs, SamplingArgs, resumable};
 use crate::{Context, interrupt, progress};
 
 /// Least score where verifiers judge: what is right has 1, what is wrong 0.
@@ -256,16 +256,6 @@ fn settings(
     });
     // By way of the text, numbers are what they will be when the file is read.
     Ok(serde_json::from_str(&settings.to_string())?)
-}
-
-/// What an interruption or a full disk leaves is whole.
-fn resumable(error: Error) -> Error {
-    match error.kind() {
-        ErrorKind::Interrupted | ErrorKind::Io if error.remedy().is_none() => {
-            error.hint("`--resume` goes on")
-        }
-        _ => error,
-    }
 }
 
 /// Writes what is kept and the report, and says what came of it.

@@ -6,6 +6,12 @@ use crate::{Error, Result};
 /// The rows of several data sets, one after the other, each once.
 pub struct Rows(Vec<Dataset>);
 
+impl From<Vec<Dataset>> for Rows {
+    fn from(sets: Vec<Dataset>) -> Self {
+        Self(sets)
+    }
+}
+
 impl Rows {
     /// Opens what `data` names.
     ///

@@ -184,7 +184,7 @@ impl Generator {
 }
 
 /// Everything before the last assistant turn; all of it where somebody else speaks last.
-fn question(messages: &[Message]) -> Turn {
+pub fn question(messages: &[Message]) -> Turn {
     let end = match messages.last() {
         Some(message) if message.role() == "assistant" => messages.len() - 1,
         _ => messages.len(),

@@ -12,7 +12,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use figures::Figures;
+pub use figures::{Figures, Rate};
 pub use keep::{Keep, Kept, Selection, write_kept};
 pub use line::{Line, Scored, read_lines};
 pub use report::render;
