@@ -5,6 +5,7 @@ mod chat;
 mod data;
 mod distill;
 mod dpo;
+mod export;
 mod failure;
 mod generate;
 mod interrupt;
@@ -59,7 +60,7 @@ enum Command {
     Reward(Box<reward::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
-    Merge(merge::Args),
+    Merge(Box<merge::Args>),
     Data(data::Args),
     Sample(Box<sample::Args>),
     Generate(Box<generate::Args>),
