@@ -118,8 +118,12 @@ impl Settings {
         method: Method,
         base: Option<&'a ModelFiles>,
     ) -> Result<merge::Method<'a>, Error> {
-        let base =
-            || base.ok_or_else(|| Error::config(format!("`{}` needs `--base`", method.name())));
+        let base = || {
+            base.ok_or_else(|| {
+                Error::config(format!("`{}` needs `--base`", method.name()))
+                    .hint("give what the models were trained from")
+            })
+        };
         let (density, seed) = (self.density.unwrap_or(0.5), self.seed.unwrap_or(0));
         let dare = |elect| Ok(merge::Method::Dare { base: base()?, density, seed, elect });
         match method {

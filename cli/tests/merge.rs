@@ -276,7 +276,7 @@ fn models_that_cannot_become_one_are_told_and_leave_nothing() {
     for (name, word) in [("one", "a"), ("two", "b")] {
         copy(&path.join("a"), &path.join(name), &["config.json", "model.safetensors"]);
         let tokenizer = json!({ "model": {
-            "type": "WordLevel", "vocab": { "<unk>": 0, word: 1 }, "unk_token": "<unk>",
+            "type": "WordLevel", "vocab": { "<unk>": 0, word: 1, "</s>": 2 }, "unk_token": "<unk>",
         } });
         fs::write(path.join(name).join("tokenizer.json"), tokenizer.to_string()).unwrap();
     }

@@ -29,8 +29,8 @@ pub fn linear(models: &[Vec<f32>], weights: &[f64]) -> Vec<f32> {
 }
 
 /// `sin((1−t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b`, Ω the angle between them (Shoemake 1985, "Animating
-/// rotation with quaternion curves", section 3.3). Norms are left as they are. Linear where the angle
-/// is next to nothing or half a turn, or one is all zeros.
+/// rotation with quaternion curves"). Norms are left as they are. Linear where the angle is next to
+/// nothing or half a turn, or one is all zeros.
 pub fn slerp(a: &[f32], b: &[f32], t: f64) -> Vec<f32> {
     let norms = (dot(a, a) * dot(b, b)).sqrt();
     let cosine = if norms > 0.0 { (dot(a, b) / norms).clamp(-1.0, 1.0) } else { 1.0 };
@@ -55,7 +55,7 @@ pub fn ties(base: &[f32], models: &[Vec<f32>], weights: &[f64], density: f64) ->
     })
 }
 
-/// DARE (Yu et al. 2024, "Language Models are Super Mario", section 3.1): of each model's change of
+/// DARE (Yu et al. 2024, "Language Models are Super Mario"): of each model's change of
 /// the base a random share `density` stays, divided by it. The base is changed by the weighted mean
 /// or, with `elect`, as by [`ties`]. `seeds`: one for each model.
 pub fn dare(

@@ -70,7 +70,7 @@ impl Method<'_> {
                 "{} given: the method takes {expected} {least}",
                 counted(models.len(), "model")
             ))
-            .hint("repeat `--model` for each"));
+            .hint("give as many `--model`"));
         }
         for model in models {
             if !(model.weight > 0.0 && model.weight.is_finite()) {
