@@ -6,6 +6,7 @@ mod data;
 mod distill;
 mod dpo;
 mod eval;
+mod export;
 mod failure;
 mod generate;
 mod interrupt;
@@ -60,7 +61,7 @@ enum Command {
     Reward(Box<reward::Args>),
     Plan(Box<plan::Args>),
     Report(report::Args),
-    Merge(merge::Args),
+    Merge(Box<merge::Args>),
     Data(data::Args),
     Sample(Box<sample::Args>),
     Eval(Box<eval::Args>),

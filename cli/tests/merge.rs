@@ -1,4 +1,5 @@
-//! The binary as a user runs it: `halter merge`, on the golden tiny model and adapter.
+//! The binary as a user runs it: `halter merge`, on the golden tiny model, its adapter and its
+//! variants.
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
 mod support;
@@ -187,6 +188,127 @@ fn what_cannot_be_merged_is_told_whole_and_leaves_nothing() {
         "merge --model base --adapter lora --output base/config.json/out",
     ];
     insta::assert_snapshot!("merge_failures", failures(path, &commands));
+    assert_eq!(names(path), before, "something was left behind");
+}
+
+/// The golden base with its variants `a`, `b` and `c`.
+fn prepared_variants() -> tempfile::TempDir {
+    let dir = prepared();
+    for name in ["a", "b", "c"] {
+        let from = root().join("oracle/golden/merge").join(name);
+        copy(&from, &dir.path().join(name), &["config.json", "model.safetensors"]);
+    }
+    dir
+}
+
+#[test]
+fn several_models_become_one_by_every_method() {
+    let dir = prepared_variants();
+    let weights = |name: &str| fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    let mut shown = String::new();
+    let mut written: Vec<Vec<u8>> = Vec::new();
+    for (output, command) in [
+        ("average", "--average --model a --model b --model c"),
+        ("linear", "--method linear --model a:0.5 --model b:2 --model c:1.25"),
+        ("slerp", "--method slerp --model a --model b --t 0.3"),
+        (
+            "ties",
+            "--method ties --base base --model a:0.5 --model b:2 --model c:1.25 --density 0.4",
+        ),
+        ("dare", "--method dare_linear --base base --model a --model b --density 0.3 --seed 7"),
+        ("dare_ties", "--method dare_ties --base base --model a --model b --export-dtype bf16"),
+    ] {
+        let command = format!("merge {command} --output {output}");
+        let arguments: Vec<&str> = command.split(' ').collect();
+        shown += &told(&arguments, &halter_in(dir.path(), &arguments));
+        shown += "\n";
+        let bytes = weights(output);
+        assert!(!written.contains(&bytes), "{output} is what another one is");
+        written.push(bytes);
+    }
+    insta::assert_snapshot!("merge_models", shown);
+    // `--average` is the method of that name, equal weights change nothing, and neither does the
+    // order.
+    for (output, command) in [
+        ("by_name", "--method average --model c --model a --model b"),
+        ("by_weight", "--method linear --model a:2 --model b:2 --model c:2"),
+    ] {
+        let command = format!("merge {command} --output {output}");
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let output_of = halter_in(dir.path(), &arguments);
+        assert!(output_of.status.success(), "{}", text(&output_of.stderr));
+        assert_eq!(weights(output), written[0], "{output}");
+    }
+}
+
+#[test]
+fn programs_are_told_which_models_were_merged() {
+    let dir = prepared_variants();
+    let path = dir.path();
+    // What is on disk goes by its whole name.
+    copy(&path.join("c"), &path.join("c:2"), &["config.json", "model.safetensors"]);
+    fs::write(path.join("a/chat_template.jinja"), "of the first").unwrap();
+    let command = "merge --method linear --model a:0.5 --model c:2 --output out --json";
+    let output = halter_in(path, &command.split(' ').collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = json!({
+        "output": "out",
+        "parameters": 15520,
+        "method": "linear",
+        "models": [{ "model": "a", "weight": 0.5 }, { "model": "c:2", "weight": 1.0 }],
+        "export_dtype": "f32",
+        "files": ["out/chat_template.jinja", "out/config.json", "out/model.safetensors"],
+    });
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn models_that_cannot_become_one_are_told_and_leave_nothing() {
+    let dir = prepared_variants();
+    let path = dir.path();
+    let golden = root().join("oracle/golden/tiny");
+    copy(&golden.join("qwen3"), &path.join("other"), &["config.json", "model.safetensors"]);
+    copy(&path.join("a"), &path.join("longer"), &["config.json", "model.safetensors"]);
+    let config = fs::read_to_string(path.join("a/config.json")).unwrap();
+    let config = config.replace("\"rope_theta\": 10000.0", "\"rope_theta\": 500000.0");
+    fs::write(path.join("longer/config.json"), config).unwrap();
+    for (name, word) in [("one", "a"), ("two", "b")] {
+        copy(&path.join("a"), &path.join(name), &["config.json", "model.safetensors"]);
+        let tokenizer = json!({ "model": {
+            "type": "WordLevel", "vocab": { "<unk>": 0, word: 1, "</s>": 2 }, "unk_token": "<unk>",
+        } });
+        fs::write(path.join(name).join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+    let before = names(path);
+    let commands = [
+        "merge --model a --model b --output out",
+        "merge --model a --model b --adapter lora --output out",
+        "merge --model a --adapter lora --average --output out",
+        "merge --model a --adapter lora --t 0.5 --output out",
+        "merge --model a --model b --average --revision main --output out",
+        "merge --model a --model b --method median --output out",
+        "merge --model a --model b --average --method slerp --output out",
+        "merge --model a --average --output out",
+        "merge --model a:2 --model b --average --output out",
+        "merge --model a:0 --model b --method linear --output out",
+        "merge --model a:x --model b --method linear --output out",
+        "merge --model a --model b --model c --method slerp --output out",
+        "merge --model a --model b:2 --method slerp --output out",
+        "merge --model a --model b --method slerp --t 2 --output out",
+        "merge --model a --model b --method slerp --density 0.5 --output out",
+        "merge --model a --model b --method ties --output out",
+        "merge --model a --model b --method ties --base base --seed 1 --output out",
+        "merge --model a --model b --method ties --base base --density 0 --output out",
+        "merge --model a --model b --method dare_ties --base other --output out",
+        "merge --model a --model other --average --output out",
+        "merge --model a --model longer --average --output out",
+        "merge --model one --model two --average --output out",
+        "merge --model one --model a --average --output out",
+        "merge --model a --model absent --average --output out",
+        "merge --model a --model b --average --output a",
+    ];
+    insta::assert_snapshot!("merge_models_failures", failures(path, &commands));
     assert_eq!(names(path), before, "something was left behind");
 }
 

@@ -214,7 +214,7 @@ fn a_gradient_known_beforehand_gives_the_same_bits_and_another_loss_is_refused()
         let weights = Tensor::from_slice(&weights, weights.len(), &Device::Cpu).unwrap();
         let weights = (weights * factor).unwrap().to_dtype(DType::F32).unwrap();
         let loss = (&logps * weights).unwrap().sum_all().unwrap();
-        pass.backward(&loss, &grads).map(|()| (logps.detach(), grads))
+        pass.backward(&loss, &grads).map(|_| (logps.detach(), grads))
     };
     assert_bits("known gradient", told(1.0).unwrap(), run(&model, &batch, &weights, 1));
     let error = told(1.01).unwrap_err();

@@ -1,16 +1,11 @@
 //! `halter distill init`: a student made of its teacher's blocks.
 
-use std::path::PathBuf;
-
-use clap::builder::PossibleValuesParser;
 use halter_core::model::merge::refuse_occupied;
-use halter_core::model::weights::export::ExportOptions;
-use halter_core::model::weights::{HubOptions, ModelFiles};
-use halter_core::{Error, bundled};
 use halter_distill::init::{Blocks, keep_blocks};
 use serde_json::json;
 
 use super::shown;
+use crate::export::{self, Export};
 use crate::{Context, progress};
 
 /// Make a student of some of a model's blocks, for `halter distill` to heal
@@ -24,13 +19,8 @@ pub struct Args {
     revision: Option<String>,
     #[command(flatten)]
     which: Which,
-    /// Where to write the student: a directory that is not there, or is empty
-    #[arg(long, alias = "output_dir", value_name = "DIR")]
-    output: PathBuf,
-    /// Type of the student's weights
-    #[arg(long, value_name = "TYPE", default_value = "f32",
-          value_parser = PossibleValuesParser::new(["f32", "bf16", "f16"]))]
-    export_dtype: String,
+    #[command(flatten)]
+    export: Export,
 }
 
 /// Which blocks stay.
@@ -62,23 +52,18 @@ impl Which {
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
     // Before anything is fetched.
-    refuse_occupied(&args.output)?;
-    let dtype = args
-        .export_dtype
-        .parse()
-        .map_err(|error| Error::config("the type of the export is not known").because(error))?;
-    let hub = HubOptions { revision: args.revision.clone(), ..HubOptions::default() };
-    let bundled = bundled::path(&args.teacher)?.map(|path| path.display().to_string());
-    let teacher = ModelFiles::open(bundled.as_ref().unwrap_or(&args.teacher), &hub)?;
-    let options = ExportOptions { dtype, ..ExportOptions::default() };
+    let output = &args.export.output;
+    refuse_occupied(output)?;
+    let options = args.export.options()?;
+    let teacher = export::open(&args.teacher, args.revision.as_deref())?;
     let blocks = args.which.blocks();
     let kept = blocks.of(teacher.config.num_hidden_layers)?;
-    let files = keep_blocks(&teacher, &blocks, &options, &args.output)?;
+    let files = keep_blocks(&teacher, &blocks, &options, output)?;
     progress.note(&format!(
         "student: {} ({} of {} blocks)",
-        args.output.display(),
+        output.display(),
         kept.len(),
         teacher.config.num_hidden_layers
     ));
-    context.print_json(&json!({ "output": args.output, "blocks": kept, "files": files }))
+    context.print_json(&json!({ "output": output, "blocks": kept, "files": files }))
 }

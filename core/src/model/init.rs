@@ -7,7 +7,7 @@ use rand_distr::{Distribution, Normal};
 use serde_json::Value;
 
 use super::config::ModelConfig;
-use crate::ops::dropout::hash;
+use crate::ops::dropout::hash_name;
 use crate::{Error, Result};
 
 /// `initializer_range` of the configuration; 0.02 where it says nothing.
@@ -26,8 +26,7 @@ pub fn tensor(
 ) -> Result<Tensor> {
     let count: usize = shape.iter().product();
     let values = if shape.len() >= 2 {
-        let stream = name.bytes().fold(seed, |stream, byte| hash(stream, u64::from(byte)));
-        let mut random = ChaCha8Rng::seed_from_u64(stream);
+        let mut random = ChaCha8Rng::seed_from_u64(hash_name(seed, name));
         let normal = Normal::new(0f32, scale)
             .map_err(|_| Error::config(format!("`initializer_range` `{scale}` is not usable")))?;
         (0..count).map(|_| normal.sample(&mut random)).collect()

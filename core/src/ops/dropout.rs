@@ -47,6 +47,11 @@ pub fn hash(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A seed for what has this name.
+pub fn hash_name(seed: u64, name: &str) -> u64 {
+    name.bytes().fold(seed, |seed, byte| hash(seed, u64::from(byte)))
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};

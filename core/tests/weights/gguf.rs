@@ -1,9 +1,12 @@
 //! GGUF files mean what the same model in Hugging Face's layout means.
 
+use candle_core::DType;
 use halter_core::model::config::{Family, ModelConfig, RopeScaling};
+use halter_core::model::merge::{Method, Weighted, merge_models};
 use halter_core::model::weights::gguf::Gguf;
 use halter_core::model::weights::{HubOptions, ModelFiles, WeightFiles};
 use halter_core::text::gguf_tokenizer;
+use halter_core::train::progress::Silent;
 use serde_json::{Value, json};
 
 use super::fixtures::{
@@ -243,4 +246,25 @@ fn a_gguf_file_opens_as_a_whole_model() {
             "generation_config.json"
         ]
     );
+}
+
+#[test]
+fn a_gguf_file_merges_with_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("tiny.gguf"), tiny_gguf().build()).unwrap();
+    let expected = random_values(&config(&tiny_json("llama")), 1);
+    // Of the file twice comes a directory, and of both the same values again.
+    for (names, output) in [(["tiny.gguf"; 2], "twice"), (["tiny.gguf", "twice"], "both")] {
+        let models = names.map(|name| Weighted {
+            files: ModelFiles::open(path(name).to_str().unwrap(), &HubOptions::default()).unwrap(),
+            weight: 1.0,
+        });
+        let output = path(output);
+        merge_models(&models, &Method::Linear, DType::F32, &output, &mut Silent).unwrap();
+        let weights = WeightFiles::open(&output).unwrap();
+        for (name, (_, values)) in &expected {
+            assert_eq!(&weights.get(name).unwrap().to_vec().unwrap(), values, "{name}");
+        }
+    }
 }

@@ -84,10 +84,18 @@ impl ModelFiles {
     /// # Errors
     /// A tokenizer that cannot be used.
     pub fn padding(&self) -> Result<Option<u32>> {
-        let config = Value::Object(self.text.tokenizer_config.clone());
-        let eos_ids = &self.config.eos_token_ids;
-        let tokenizer = Tokenizer::new(self.text.tokenizer()?.clone(), Some(&config), eos_ids)?;
+        let tokenizer = self.tokenizer()?;
         Ok(tokenizer.pad_id().or(tokenizer.eos_id()))
+    }
+
+    /// The tokenizer with the tokens that the configurations name.
+    ///
+    /// # Errors
+    /// There is none, or one that cannot be used.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let config = Value::Object(self.text.tokenizer_config.clone());
+        let inner = self.text.tokenizer()?.clone();
+        Tokenizer::new(inner, Some(&config), &self.config.eos_token_ids)
     }
 
     fn open_dir(spec: &str, dir: &Path, tokenizer: Option<&Path>) -> Result<Self> {
