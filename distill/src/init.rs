@@ -11,9 +11,13 @@ use halter_core::model::weights::ModelFiles;
 use halter_core::model::weights::export::{ExportOptions, ParamData, write_model};
 use halter_core::{Error, Result};
 
+use crate::narrow::Narrowed;
+
 /// Which blocks of a teacher stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blocks {
+    /// All of them.
+    All,
     /// These, counted from 0, in their order.
     Keep(Vec<Range<usize>>),
     /// All but every n-th.
@@ -48,6 +52,7 @@ impl Blocks {
     /// None, one that is not there, or one that is named twice or before an earlier one.
     pub fn of(&self, blocks: usize) -> Result<Vec<usize>> {
         let kept: Vec<usize> = match self {
+            Self::All => (0..blocks).collect(),
             Self::Keep(spans) => {
                 let end = spans.iter().map(|span| span.end).max().unwrap_or(0);
                 if end > blocks {
@@ -82,23 +87,30 @@ impl Blocks {
     }
 }
 
-/// Writes the model of those blocks of `teacher` into `output`: its weights as they are, tokenizer and
-/// template with them. Returns the files written.
+/// Writes the model of those blocks of `teacher` into `output`, narrowed where that is said, its
+/// weights else as they are, tokenizer and template with them. Returns the files written.
 ///
 /// # Errors
 /// Blocks that are not there, an output that is not an empty directory, a full disk.
 pub fn keep_blocks(
     teacher: &ModelFiles,
     blocks: &Blocks,
+    narrowed: Option<&Narrowed>,
     options: &ExportOptions,
     output: &Path,
 ) -> Result<Vec<PathBuf>> {
     refuse_occupied(output)?;
     let kept = blocks.of(teacher.config.num_hidden_layers)?;
-    let config = config_of(&teacher.config, &kept);
+    let mut config = config_of(&teacher.config, &kept);
+    if let Some(narrowed) = narrowed {
+        config = narrowed.config(&config);
+    }
     write_model(output, &config, &teacher.text.side_files, options, |param| {
-        let name = name_in_teacher(param, &kept);
-        teacher.weights.get(&name).map(ParamData::Stored)
+        let stored = teacher.weights.get(&name_in_teacher(param, &kept))?;
+        match narrowed {
+            Some(narrowed) => narrowed.cut(&stored).map(ParamData::Tensor),
+            None => Ok(ParamData::Stored(stored)),
+        }
     })
 }
 
@@ -173,7 +185,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let output = folder.path().join("student");
             let blocks = last.to_string().parse().unwrap();
-            keep_blocks(&teacher, &blocks, &ExportOptions::default(), &output).unwrap();
+            keep_blocks(&teacher, &blocks, None, &ExportOptions::default(), &output).unwrap();
             let student =
                 ModelFiles::open(output.to_str().unwrap(), &HubOptions::default()).unwrap();
             let decoder = |files: &ModelFiles| {
@@ -188,7 +200,78 @@ mod tests {
             let batch = builder.build().unwrap();
             let logits = |model: &Decoder| -> Tensor { model.logits(&batch).unwrap() };
             assert_eq!(max_abs_diff(&logits(&decoder(&student)), &logits(&whole)), 0.0, "{case}");
-            assert!(keep_blocks(&teacher, &blocks, &ExportOptions::default(), &output).is_err());
+            assert!(
+                keep_blocks(&teacher, &blocks, None, &ExportOptions::default(), &output).is_err()
+            );
+        }
+    }
+
+    #[test]
+    fn a_narrower_student_is_the_teacher_without_what_was_cut() {
+        use crate::narrow::Widths;
+        use halter_core::ops::Context;
+        for case in ["llama-tied", "llama-bias", "qwen3"] {
+            let path = golden("tiny").join(case);
+            let files = ModelFiles::open(path.to_str().unwrap(), &HubOptions::default()).unwrap();
+            let load = |files: &ModelFiles| {
+                let (config, ctx) = (files.config.clone(), Context::new(&Device::Cpu));
+                Decoder::load(config, &files.weights, Base::Trainable, ctx).unwrap()
+            };
+            let teacher = load(&files);
+            let mut builder = PackedBatch::builder();
+            builder.masked_row(&[1, 5, 9, 2, 7, 30, 31], &[true; 7]);
+            let batch = builder.build().unwrap();
+            let importance = teacher.importance(std::slice::from_ref(&batch), |_| Ok(())).unwrap();
+            let student_of = |widths: Widths| {
+                let narrowed = Narrowed::new(&files.config, &importance, widths);
+                let folder = tempfile::tempdir().unwrap();
+                let output = folder.path().join("student");
+                let options = ExportOptions::default();
+                keep_blocks(&files, &Blocks::All, Some(&narrowed), &options, &output).unwrap();
+                let name = output.to_str().unwrap();
+                load(&ModelFiles::open(name, &HubOptions::default()).unwrap())
+            };
+            let same = student_of(Widths::default());
+            let logits = |model: &Decoder| model.logits(&batch).unwrap();
+            assert_eq!(max_abs_diff(&logits(&same), &logits(&teacher)), 0.0, "{case}");
+
+            let narrow = Widths {
+                num_key_value_heads: Some(1),
+                intermediate_size: Some(25),
+                ..Widths::default()
+            };
+            let student = student_of(narrow);
+            assert_eq!(student.config.num_attention_heads, 2);
+            // The teacher, in which what was cut adds nothing.
+            for (block, kept) in teacher.blocks.iter().enumerate() {
+                let mute = |weight: &Tensor, stays: &[usize]| {
+                    let columns = weight.dim(1).unwrap();
+                    let mask = (0..columns).map(|at| f32::from(u8::from(stays.contains(&at))));
+                    let mask = Tensor::from_iter(mask, &Device::Cpu).unwrap();
+                    let muted = weight.broadcast_mul(&mask).unwrap();
+                    weight.slice_set(&muted.contiguous().unwrap(), 0, 0).unwrap();
+                };
+                let most = |values: &[f64], count: usize| {
+                    let mut places: Vec<usize> = (0..values.len()).collect();
+                    places.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+                    places[..count].to_vec()
+                };
+                let neurons = most(&importance.neurons[block], 25);
+                mute(kept.down.weight.dense().unwrap(), &neurons);
+                let groups: Vec<f64> =
+                    importance.heads[block].chunks(2).map(|group| group.iter().sum()).collect();
+                let group = 2 * files.config.head_dim;
+                let first = most(&groups, 1)[0] * group;
+                let heads: Vec<usize> = (first..first + group).collect();
+                mute(kept.o.weight.dense().unwrap(), &heads);
+            }
+            let apart = max_abs_diff(&logits(&student), &logits(&teacher));
+            assert!(apart < 1e-5, "{case}: {apart}");
+
+            let slim = Widths { hidden_size: Some(20), ..narrow };
+            let student = student_of(slim);
+            assert_eq!(student.embed.dims()[1], 20);
+            assert!(logits(&student).sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
         }
     }
 }

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn distances_are_these() {
-        let tensor = |rows: &[[f32; 2]]| Tensor::new(rows, &Device::Cpu).unwrap();
+        let tensor = |rows: &[[f32; 2]; 2]| Tensor::new(rows, &Device::Cpu).unwrap();
         let (a, b) = (tensor(&[[3.0, 4.0], [1.0, 0.0]]), tensor(&[[6.0, 8.0], [0.0, 2.0]]));
         let of = |distance: InsideDistance| distance.of(&a, &b).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(of(InsideDistance::Mse), [12.5, 2.5]);

@@ -8,6 +8,7 @@ pub mod init;
 pub mod inside;
 pub mod lesson;
 pub mod method;
+pub mod narrow;
 pub mod step;
 pub mod store;
 pub mod teacher;

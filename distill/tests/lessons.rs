@@ -132,7 +132,8 @@ fn rows_without_a_prompt_or_room_stay_and_only_the_last_turn_is_written() {
 #[test]
 fn what_cannot_be_written_is_refused() {
     use halter_core::train::config::{MethodOptions, TrainConfig};
-    let cases: [(fn(&mut DistillOptions), &str); 6] = [
+    type Change = fn(&mut DistillOptions);
+    let cases: [(Change, &str); 6] = [
         (|o| o.on_policy_fraction = 1.5, "`on-policy-fraction` is `1.5`: expected 0 to 1"),
         (|o| o.max_completion_tokens = 0, "`max-completion-tokens` is `0`: expected 1 or more"),
         (|o| o.max_completion_tokens = 9, "`max-completion-tokens` has no effect"),

@@ -58,18 +58,18 @@ pub struct Surroundings<'a> {
 /// computed again from these.
 #[derive(Debug)]
 pub struct Kept {
-    rstd: Buffer,
+    pub(super) rstd: Buffer,
     /// Queries and keys before their norms, and the norms' statistics (Qwen3).
     raw: Option<Raw>,
     q: Buffer,
     k: Buffer,
     v: Buffer,
-    attended: Buffer,
+    pub(super) attended: Buffer,
     lse: Buffer,
     pub(crate) middle: Buffer,
-    middle_rstd: Buffer,
-    gate: Buffer,
-    up: Buffer,
+    pub(super) middle_rstd: Buffer,
+    pub(super) gate: Buffer,
+    pub(super) up: Buffer,
 }
 
 #[derive(Debug)]

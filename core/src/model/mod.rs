@@ -3,6 +3,7 @@
 pub mod block;
 pub mod config;
 mod decoder;
+pub mod importance;
 pub mod init;
 pub mod linear;
 mod load;

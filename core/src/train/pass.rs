@@ -218,6 +218,15 @@ impl Decoder {
         Angles::new(&self.frequencies, positions, dtype, self.device())
     }
 
+    /// What the blocks need for `batch` where nothing is trained.
+    pub(crate) fn evaluated<'a>(
+        &'a self,
+        batch: &'a PackedBatch,
+        angles: &'a Angles,
+    ) -> Surroundings<'a> {
+        self.surroundings(batch, angles, PassMode::EVALUATE)
+    }
+
     fn surroundings<'a>(
         &'a self,
         batch: &'a PackedBatch,

@@ -7,7 +7,6 @@ use crate::Result;
 use crate::data::batch::PackedBatch;
 use crate::memory::Buffer;
 use crate::model::Decoder;
-use crate::model::linear::PassMode;
 use crate::model::param::Param;
 use crate::ops::on_a_worker;
 
@@ -33,7 +32,7 @@ impl Decoder {
                 let resident = block.resident(&self.ctx)?;
                 for (batch, x) in batches.iter().zip(&mut streams) {
                     let angles = self.angles(&batch.positions)?;
-                    let at = self.surroundings(batch, &angles, PassMode::EVALUATE);
+                    let at = self.evaluated(batch, &angles);
                     *x = resident.forward(at, x)?.0;
                 }
                 block.params().into_iter().for_each(Param::forget);
