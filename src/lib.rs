@@ -10,6 +10,7 @@ pub use halter_dpo as dpo;
 pub use halter_eval as eval;
 pub use halter_rejection_sampling as rejection_sampling;
 pub use halter_sft as sft;
+pub use halter_synth as synth;
 
 pub use halter_core::data::batch::PackedBatch;
 pub use halter_core::model::{Base, Decoder};

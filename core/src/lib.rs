@@ -6,6 +6,7 @@
 pub mod bundled;
 pub mod data;
 pub mod device;
+pub mod endpoint;
 pub mod error;
 pub mod generate;
 pub mod memory;
