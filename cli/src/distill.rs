@@ -1,5 +1,6 @@
 //! `halter distill`: a student learns from a teacher.
 
+mod bundled;
 mod capture;
 mod init;
 
@@ -9,15 +10,18 @@ use std::str::FromStr;
 use clap::{Subcommand, ValueEnum};
 use halter_distill::Distill;
 use halter_distill::config::{DistillOptions, DivergenceKind};
+use halter_distill::cross::CrossTokenizer;
 use halter_distill::inside::{InsideDistance, LayerMap};
 use halter_sft::config::SftOptions;
 
-use crate::Context;
 use crate::data::word;
 use crate::sft::SftArgs;
 use crate::train::{self, MethodArgs};
+use crate::{Context, progress};
 
 /// Train a model to predict what a teacher predicts
+///
+/// With no --model and no --data, some blocks of the bundled tiny model learn from the whole of it.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -69,6 +73,9 @@ pub struct DistillArgs {
     /// Compare with the teacher's K likeliest tokens, and all others together
     #[arg(long, value_name = "K", help_heading = "Distillation")]
     teacher_top_k: Option<usize>,
+    /// How a teacher that reads other tokens is compared with, in texts
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Distillation")]
+    cross_tokenizer: Option<CrossArg>,
     /// Weight of the distance between the streams behind the blocks
     #[arg(long, value_name = "WEIGHT", help_heading = "Distillation")]
     hidden_weight: Option<f64>,
@@ -103,6 +110,14 @@ pub struct DistillArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum CrossArg {
+    /// Sorted probabilities where a token of both begins
+    Uld,
+    /// Probabilities of the stretches between
+    Alm,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum DivergenceArg {
     ForwardKl,
@@ -132,6 +147,16 @@ impl MethodArgs for DistillArgs {
                 DivergenceArg::Minillm => DivergenceKind::Minillm,
             };
         }
+        if let Some(cross) = self.cross_tokenizer {
+            options.cross_tokenizer = Some(match cross {
+                CrossArg::Uld => CrossTokenizer::Uld,
+                CrossArg::Alm => CrossTokenizer::Alm,
+            });
+        }
+        // A file takes the place of a recipe's teacher.
+        if self.teacher_logps.is_some() {
+            options.teacher = None;
+        }
         if self.teacher.is_some() {
             options.teacher = self.teacher;
         }
@@ -159,7 +184,14 @@ impl MethodArgs for DistillArgs {
 /// Runs the subcommand.
 pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     match args.command {
-        None => train::run::<DistillArgs, Distill>(args.train, context),
+        None => {
+            let is_bundled = args.train.names_nothing() && !args.train.resumes();
+            let run = args.train.resolve()?;
+            if is_bundled {
+                bundled::prepare(&run.config, progress::to_stderr().as_mut())?;
+            }
+            train::start::<Distill>(run, context)
+        }
         Some(Command::Init(args)) => init::run(*args, context),
         Some(Command::Capture(args)) => capture::run(*args, context),
     }

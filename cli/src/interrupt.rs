@@ -1,6 +1,7 @@
 //! Ctrl-C: the first one asks the run to stop where nothing is lost, the second one stops it.
 
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use halter_core::train::interrupt::Interrupt;
@@ -8,8 +9,14 @@ use halter_core::train::interrupt::Interrupt;
 /// The exit code of a process that Ctrl-C ended, as shells have it.
 pub const INTERRUPTED: i32 = 130;
 
-/// Sets the flag when the user presses Ctrl-C or the system asks the process to end.
+/// Sets the flag when the user presses Ctrl-C or the system asks the process to end. One flag for the
+/// whole process.
 pub fn on_ctrl_c() -> anyhow::Result<Interrupt> {
+    static FLAG: Mutex<Option<Interrupt>> = Mutex::new(None);
+    let mut set = FLAG.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(interrupt) = &*set {
+        return Ok(interrupt.clone());
+    }
     let interrupt = Interrupt::new();
     let flag = interrupt.clone();
     ctrlc::set_handler(move || {
@@ -22,7 +29,7 @@ pub fn on_ctrl_c() -> anyhow::Result<Interrupt> {
         );
     })
     .context("cannot listen for Ctrl-C")?;
-    Ok(interrupt)
+    Ok(set.insert(interrupt).clone())
 }
 
 #[cfg(test)]

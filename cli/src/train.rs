@@ -339,6 +339,16 @@ pub struct Run<O> {
 }
 
 impl<A: MethodArgs> Args<A> {
+    /// Whether neither a model nor data is given, nor a recipe.
+    pub fn names_nothing(&self) -> bool {
+        self.options.shared.config.is_none() && self.options.shared.names_nothing()
+    }
+
+    /// Whether an earlier run goes on.
+    pub fn resumes(&self) -> bool {
+        self.resume
+    }
+
     /// The run that the arguments tell.
     pub fn resolve(self) -> anyhow::Result<Run<A::Options>> {
         let start = if self.resume { Start::Resume } else { Start::Fresh };

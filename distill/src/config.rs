@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use halter_core::ops::divergence::{Comparison, Divergence};
+use halter_core::text::encode::Overlong;
 use halter_core::text::mask::MaskPolicy;
 use halter_core::train::config::{Config, MethodOptions, TrainConfig};
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cross::CrossTokenizer;
 use crate::inside::{InsideDistance, LayerMap};
 
 /// The configuration of a run.
@@ -36,6 +38,9 @@ pub struct DistillOptions {
     /// Compare with so many of the teacher's likeliest tokens, and all others together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_top_k: Option<usize>,
+    /// How a teacher that reads other tokens is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_tokenizer: Option<CrossTokenizer>,
     /// Weight of the distance between the models' streams behind the blocks of the layer map.
     pub hidden_weight: f64,
     /// Weight of the distance between what attention adds to the streams there.
@@ -90,6 +95,7 @@ impl Default for DistillOptions {
             divergence_weight: 1.0,
             ce_weight: 0.0,
             teacher_top_k: None,
+            cross_tokenizer: None,
             hidden_weight: 0.0,
             attention_weight: 0.0,
             hidden_distance: InsideDistance::default(),
@@ -128,6 +134,7 @@ impl MethodOptions for DistillOptions {
         "divergence_weight",
         "ce_weight",
         "teacher_top_k",
+        "cross_tokenizer",
         "hidden_weight",
         "attention_weight",
         "hidden_distance",
@@ -140,13 +147,16 @@ impl MethodOptions for DistillOptions {
         "train_on_trailing",
         "completion_only_loss",
     ];
-    const BUNDLED: Option<(&'static str, &'static str)> = None;
+    const BUNDLED: Option<(&'static str, &'static str)> = Some((
+        include_str!("../../examples/recipes/bundled-distill.toml"),
+        "examples/recipes/bundled-distill.toml",
+    ));
 
     fn defaults() -> TrainConfig {
         TrainConfig { output: PathBuf::from("runs/distill"), ..TrainConfig::default() }
     }
 
-    fn validate(&self, _train: &TrainConfig) -> Result<()> {
+    fn validate(&self, train: &TrainConfig) -> Result<()> {
         let checks = [
             ("temperature", self.temperature, self.temperature > 0.0, "above zero"),
             (
@@ -189,7 +199,8 @@ impl MethodOptions for DistillOptions {
             return Err(Error::config("`teacher-top-k` is `0`: expected 1 or more"));
         }
         self.validate_inside()?;
-        self.validate_written()
+        self.validate_written()?;
+        self.validate_cross(train)
     }
 }
 
@@ -218,6 +229,34 @@ impl DistillOptions {
         if self.looks_inside() && self.teacher_logps.is_some() {
             return Err(Error::config("a file knows nothing of what is inside its teacher")
                 .hint("name the model with `--teacher` instead of `--teacher-logps`"));
+        }
+        Ok(())
+    }
+
+    fn validate_cross(&self, train: &TrainConfig) -> Result<()> {
+        let Some(kind) = self.cross_tokenizer else { return Ok(()) };
+        let usual = Self::default();
+        let only_of_equal_tokens = [
+            ("teacher-logps", self.teacher_logps.is_some()),
+            ("teacher-top-k", self.teacher_top_k.is_some()),
+            ("divergence", self.divergence != usual.divergence),
+            ("hidden-weight", self.hidden_weight > 0.0),
+            ("attention-weight", self.attention_weight > 0.0),
+            ("on-policy-fraction", self.on_policy_fraction > 0.0),
+            ("teacher-completions", self.teacher_completions),
+        ];
+        if let Some((name, _)) = only_of_equal_tokens.iter().find(|(_, given)| *given) {
+            return Err(Error::config(format!("`{name}` beside `cross-tokenizer`"))
+                .hint("it is of teachers that read the student's tokens"));
+        }
+        if train.overlong == Overlong::Split {
+            return Err(Error::config("`overlong` is `split` beside `cross-tokenizer`")
+                .hint("the models would cut at different places: give `truncate` or `drop`"));
+        }
+        if kind == CrossTokenizer::Uld && self.ce_weight == 0.0 {
+            return Err(Error::config("`ce-weight` is `0` beside `cross-tokenizer uld`").hint(
+                "sorted probabilities do not say which token is meant: give `--ce-weight 1`",
+            ));
         }
         Ok(())
     }

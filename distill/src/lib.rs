@@ -4,11 +4,13 @@
 
 pub mod capture;
 pub mod config;
+pub mod cross;
 pub mod init;
 pub mod inside;
 pub mod lesson;
 pub mod method;
 pub mod narrow;
+pub mod row;
 pub mod step;
 pub mod store;
 pub mod teacher;

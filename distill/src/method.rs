@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use halter_core::data::record::Row;
-use halter_core::data::view;
+use halter_core::data::view::Encoder;
 use halter_core::memory::plan::Needs;
 use halter_core::model::Decoder;
 use halter_core::model::param::Grads;
@@ -17,8 +16,10 @@ use halter_core::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::config::{DistillConfig, DistillOptions};
+use crate::cross::Cross;
 use crate::inside::{Inside, LayerMap, Widths};
 use crate::lesson::{Lesson, Writing};
+use crate::row::TaughtRow;
 use crate::step::{self, Objective};
 use crate::teacher::Teacher;
 
@@ -35,11 +36,13 @@ pub struct Distill {
     microbatch_tokens: usize,
     /// The teacher's forward passes, in the student's.
     passes: f64,
+    /// How the student reads rows.
+    own: Encoder,
 }
 
 impl Method for Distill {
     type Options = DistillOptions;
-    type Row = Row;
+    type Row = TaughtRow;
     const DESCRIPTION: Description = Description {
         command: "distill",
         title: "Distillation",
@@ -79,18 +82,19 @@ impl Method for Distill {
             None => None,
         };
         let microbatch_tokens = config.train.microbatch_tokens.max(config.train.max_seq_len);
-        Ok(Self { options, teacher, writing, inside, widths, microbatch_tokens, passes })
+        let own = Encoder::new(source, encode_options(config));
+        Ok(Self { options, teacher, writing, inside, widths, microbatch_tokens, passes, own })
     }
 
-    fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<Row> {
-        let options = EncodeOptions {
-            mask: config.method.mask,
-            train_on_trailing: config.method.train_on_trailing,
-            completion_only_loss: config.method.completion_only_loss,
-            ..config.train.encode_options()
-        };
-        let encoder = view::Encoder::new(source, options);
-        Arc::new(move |origin, record| encoder.rows(origin, record))
+    fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<TaughtRow> {
+        let encoder = Encoder::new(source, encode_options(config));
+        let keeps_record = config.method.cross_tokenizer.is_some();
+        Arc::new(move |origin, record| {
+            let rows = encoder.rows(origin, record)?;
+            let record = keeps_record.then(|| Arc::new(record.clone()));
+            let taught = |row| TaughtRow { row, record: record.clone() };
+            Ok(rows.map(|rows| rows.into_iter().map(taught).collect()))
+        })
     }
 
     fn needs(&self) -> Needs {
@@ -104,11 +108,15 @@ impl Method for Distill {
     fn each_pass(
         &mut self,
         model: &Decoder,
-        rows: &[Row],
+        rows: &[TaughtRow],
         options: StepOptions,
         grads: &Grads,
         backward: Backward,
     ) -> Result<Figures> {
+        if let Some(cross) = self.cross() {
+            return cross.each_pass(model, rows, options, grads, backward);
+        }
+        let rows = &TaughtRow::rows(rows);
         let lesson = match &self.writing {
             Some(writing) => {
                 Lesson::written(rows, writing, model, self.teacher.model(), options.seed)?
@@ -129,10 +137,14 @@ impl Method for Distill {
     fn evaluate(
         &self,
         model: &Decoder,
-        rows: &[Row],
+        rows: &[TaughtRow],
         microbatch_tokens: usize,
         interrupt: &Interrupt,
     ) -> Result<Figures> {
+        if let Some(cross) = self.cross() {
+            return cross.evaluate(model, rows, microbatch_tokens, interrupt);
+        }
+        let rows = &TaughtRow::rows(rows);
         step::evaluate(model, self.objective(), rows, microbatch_tokens, interrupt)
     }
 
@@ -158,9 +170,34 @@ impl Method for Distill {
 }
 
 impl Distill {
+    /// Where student and teacher read different tokens.
+    fn cross(&self) -> Option<Cross<'_>> {
+        let (Teacher::Model(teacher), Some(kind)) = (&self.teacher, self.options.cross_tokenizer)
+        else {
+            return None;
+        };
+        Some(Cross {
+            teacher,
+            theirs: teacher.encoder()?,
+            own: &self.own,
+            kind,
+            options: &self.options,
+        })
+    }
+
     fn objective(&self) -> Objective<'_> {
         let Self { teacher, options, inside, .. } = self;
         Objective { teacher, options, inside: inside.as_ref() }
+    }
+}
+
+/// How records become rows.
+pub(crate) fn encode_options(config: &DistillConfig) -> EncodeOptions {
+    EncodeOptions {
+        mask: config.method.mask,
+        train_on_trailing: config.method.train_on_trailing,
+        completion_only_loss: config.method.completion_only_loss,
+        ..config.train.encode_options()
     }
 }
 

@@ -175,7 +175,7 @@ fn note(figures: &mut Figures, batch: &PackedBatch, loss_sum: f64, found: &[Dist
     figures.note("cross_entropy", &all(|found| -found.logp));
 }
 
-fn nothing_trained() -> Error {
+pub(crate) fn nothing_trained() -> Error {
     Error::data("no trained token in any row of the step")
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use halter_core::data::batch::PackedBatch;
+use halter_core::data::view::Encoder;
 use halter_core::model::linear::PassMode;
 use halter_core::model::param::Widened;
 use halter_core::model::{Base, Decoder};
@@ -13,6 +14,7 @@ use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, Result};
 
 use crate::config::DistillConfig;
+use crate::method::encode_options;
 use crate::store::Store;
 
 /// A teacher.
@@ -31,6 +33,8 @@ pub struct ModelTeacher {
     /// Likeliest tokens that are told; all where there is none.
     top_k: Option<usize>,
     temperature: f64,
+    /// How it reads rows, where it reads other tokens than the student.
+    encoder: Option<Encoder>,
 }
 
 impl Teacher {
@@ -64,9 +68,13 @@ impl Teacher {
         })?;
         let spec = SourceSpec { model: Some(name.clone()), ..SourceSpec::default() };
         let mut other = Source::open(&spec)?;
-        same_tokens(&name, &other, source)?;
+        let encoder = match options.cross_tokenizer {
+            None => same_tokens(&name, &other, source).map(|()| None)?,
+            Some(_) => Some(Encoder::new(&other, encode_options(config))),
+        };
         let model = other.decoder(Base::Frozen, device, config.train.seed)?;
         let model = ModelTeacher::new(model, options.teacher_top_k, options.temperature);
+        let model = ModelTeacher { encoder, ..model };
         Ok(Self::Model(Box::new(model)))
     }
 
@@ -110,7 +118,12 @@ impl Teacher {
 impl ModelTeacher {
     /// `model`, which tells its `top_k` likeliest tokens under a temperature, or all.
     pub fn new(model: Decoder, top_k: Option<usize>, temperature: f64) -> Self {
-        Self { model, top_k, temperature }
+        Self { model, top_k, temperature, encoder: None }
+    }
+
+    /// How it reads rows, where it reads other tokens than the student.
+    pub fn encoder(&self) -> Option<&Encoder> {
+        self.encoder.as_ref()
     }
 
     /// Blocks of the model.
@@ -239,5 +252,5 @@ fn same_tokens(name: &str, teacher: &Source, student: &Source) -> Result<()> {
         shown(theirs.id_to_token(id)),
         shown(ours.id_to_token(id)),
     ))
-    .hint("distill from a model with the student's tokenizer, or train on the teacher's texts"))
+    .hint("compare texts instead of tokens: `--cross-tokenizer uld` or `alm`"))
 }

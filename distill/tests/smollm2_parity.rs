@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use halter_core::data::dataset::{DataOptions, Dataset};
-use halter_core::data::record::Row;
 use halter_core::device;
 use halter_core::model::{Base, Decoder};
 use halter_core::train::method::{Method, StepOptions};
@@ -12,6 +11,7 @@ use halter_core::train::schedule::{Decay, Schedule};
 use halter_core::train::source::{Source, SourceSpec};
 use halter_distill::Distill;
 use halter_distill::config::{DistillConfig, DistillOptions, DivergenceKind};
+use halter_distill::row::TaughtRow;
 use halter_testkit::{asset, golden};
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ const TOLERANCE: f64 = 1e-3;
 const STEPS: usize = 10;
 const ROWS_PER_STEP: usize = 2;
 
-fn rows(config: &DistillConfig, source: &Source) -> Vec<Row> {
+fn rows(config: &DistillConfig, source: &Source) -> Vec<TaughtRow> {
     let path = golden("smollm2/sft_rows.jsonl");
     let set = Dataset::open(path.to_str().unwrap(), &DataOptions::default()).unwrap();
     let encode = Distill::encoder(config, source);

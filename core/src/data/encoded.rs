@@ -28,6 +28,15 @@ pub enum Encoded<T> {
 }
 
 impl<T> Encoded<T> {
+    /// With `of` its content in the place of it.
+    pub fn map<U>(self, of: impl FnOnce(T) -> U) -> Encoded<U> {
+        match self {
+            Self::Kept(kept) => Encoded::Kept(of(kept)),
+            Self::Cut { kept, reason, tokens } => Encoded::Cut { kept: of(kept), reason, tokens },
+            Self::Dropped { reason, tokens } => Encoded::Dropped { reason, tokens },
+        }
+    }
+
     /// What is to be trained on, if anything is.
     pub fn kept(&self) -> Option<&T> {
         match self {

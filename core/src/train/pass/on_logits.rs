@@ -6,13 +6,15 @@ use candle_core::{DType, Tensor, Var};
 
 use super::distilled::Distilled;
 use super::hidden::Normed;
+use super::taps::Tapped;
 use super::{ByRow, Pass, PassOptions, Top};
 use crate::Result;
 use crate::data::batch::{PackedBatch, Target};
 use crate::memory::Buffer;
 use crate::model::Decoder;
+use crate::model::linear::PassMode;
 use crate::model::param::Grads;
-use crate::ops::logps::{Chunks, Gradients};
+use crate::ops::logps::{Chunk, Chunks, Gradients};
 use crate::ops::on_a_worker;
 
 /// Some rows of logits.
@@ -26,7 +28,39 @@ pub struct Logits<'c> {
     pub targets: Vec<Target>,
 }
 
+impl<'c> Logits<'c> {
+    fn of(chunk: &Chunk, logits: &'c Tensor) -> Self {
+        let start = chunk.start as u32;
+        let within = |e: &Target| Target { row: e.row - start, token: e.token };
+        let targets = chunk.entries.iter().map(within).collect();
+        Self { logits, rows: chunk.start..chunk.start + chunk.rows, targets }
+    }
+}
+
 impl Decoder {
+    /// The logits of `batch`'s targets' rows without gradients, chunk by chunk, to `part`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, no target, a reward model, or those of `part`.
+    pub fn evaluate_on_logits(
+        &self,
+        batch: &PackedBatch,
+        mut part: impl FnMut(Logits) -> Result<()> + Send,
+    ) -> Result<()> {
+        self.refuse_score()?;
+        on_a_worker(|| {
+            let x = self.hidden_states(batch, PassMode::EVALUATE, &mut Tapped::default())?;
+            let ByRow { rows, entries, .. } = ByRow::new(batch)?;
+            let normed = Normed::new(self, &x, rows)?;
+            let weight = self.head().widened(&self.ctx)?;
+            for chunk in Chunks::new(normed.rows.len(), weight.dim(0)?, &entries) {
+                let logits = chunk.logits(&self.ctx, &normed.normed, &weight)?;
+                part(Logits::of(&chunk, &logits))?;
+            }
+            Ok(())
+        })
+    }
+
     /// Runs `batch` for a loss that is the sum of what `part` says of the logits of its targets' rows,
     /// chunk by chunk: a scalar of each, as a candle graph. They are [`Pass::charged`], `(chunks,)`.
     /// The gradients of the head are added to `grads` now, the others by [`Pass::backward`].
@@ -53,13 +87,7 @@ impl Decoder {
                 for chunk in Chunks::new(normed.rows.len(), weight.dim(0)?, &entries) {
                     let logits = chunk.logits(&self.ctx, of_head.0, of_head.1)?;
                     let leaf = Var::from_tensor(&logits)?;
-                    let start = chunk.start as u32;
-                    let within = |e: &Target| Target { row: e.row - start, token: e.token };
-                    let value = part(Logits {
-                        logits: &leaf,
-                        rows: chunk.start..chunk.start + chunk.rows,
-                        targets: chunk.entries.iter().map(within).collect(),
-                    })?;
+                    let value = part(Logits::of(&chunk, &leaf))?;
                     parts.push(value.to_dtype(DType::F64)?.to_scalar::<f64>()?);
                     let dlogits: Buffer = match value.backward()?.remove(&leaf) {
                         Some(gradient) => gradient.into(),
