@@ -15,7 +15,7 @@ pub use halter_synth as synth;
 pub use halter_core::data::batch::PackedBatch;
 pub use halter_core::model::{Base, Decoder};
 pub use halter_core::train::optimizer::{AdamW, AdamWConfig};
-pub use halter_core::train::pass::{Pass, PassOptions};
+pub use halter_core::train::pass::{Logits, Pass, PassOptions, Tap};
 pub use halter_core::train::source::{Source, SourceSpec};
 pub use halter_core::{Error, Result};
 pub use halter_sft::config::SftConfig;
