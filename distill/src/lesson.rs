@@ -106,7 +106,20 @@ fn prompt_len(row: &Row) -> usize {
     end - mask[..end].iter().rev().take_while(|&&trained| trained).count()
 }
 
+/// Forward passes that writing a row costs, so many at once: few rows wait for the weights at every
+/// token. Measured on SmolLM2-135M (docs/reference/performance.md, "Generation").
+pub fn writing_passes(together: f64) -> f64 {
+    (16.0 / together.max(1.0)).max(1.9)
+}
+
 impl Writing {
+    /// Bytes that `model` needs to write so many rows: keys, values and logits.
+    pub fn bytes(&self, model: &Decoder, rows: usize) -> usize {
+        let config = &model.config;
+        let kept = 2 * config.num_key_value_heads * config.head_dim * model.blocks.len();
+        size_of::<f32>() * rows * (self.max_seq_len * kept + config.vocab_size)
+    }
+
     /// Completions by `model` of those of `rows` that have room for one, with their places.
     fn complete(
         &self,

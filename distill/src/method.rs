@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::config::{DistillConfig, DistillOptions};
 use crate::cross::Cross;
 use crate::inside::{Inside, LayerMap, Widths};
-use crate::lesson::{Lesson, Writing};
+use crate::lesson::{Lesson, Writing, writing_passes};
 use crate::row::TaughtRow;
 use crate::step::{self, Objective};
 use crate::teacher::Teacher;
@@ -38,6 +38,10 @@ pub struct Distill {
     passes: f64,
     /// How the student reads rows.
     own: Encoder,
+    /// Rows of a step.
+    batch_size: usize,
+    /// Bytes for what is written in a step: keys and values, logits.
+    writing_bytes: usize,
 }
 
 impl Method for Distill {
@@ -83,7 +87,24 @@ impl Method for Distill {
         };
         let microbatch_tokens = config.train.microbatch_tokens.max(config.train.max_seq_len);
         let own = Encoder::new(source, encode_options(config));
-        Ok(Self { options, teacher, writing, inside, widths, microbatch_tokens, passes, own })
+        let batch_size = config.train.batch_size;
+        let writing_bytes = writing.as_ref().map_or(0, |writing| {
+            let teacher = teacher.model().filter(|_| writing.teacher_completions);
+            let writers = [Some(&*model), teacher].into_iter().flatten();
+            writers.map(|model| writing.bytes(model, batch_size)).max().unwrap_or(0)
+        });
+        Ok(Self {
+            batch_size,
+            writing_bytes,
+            options,
+            teacher,
+            writing,
+            inside,
+            widths,
+            microbatch_tokens,
+            passes,
+            own,
+        })
     }
 
     fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<TaughtRow> {
@@ -102,7 +123,18 @@ impl Method for Distill {
         if let Some(inside) = &self.inside {
             memory.push(("values inside", inside.bytes(self.widths, self.microbatch_tokens)));
         }
-        Needs { memory, forward_passes: self.passes, ..Needs::default() }
+        let mut forward_passes = self.passes;
+        if let Some(writing) = &self.writing {
+            let share = writing.on_policy_fraction;
+            let of_student = share * writing_passes(share * self.batch_size as f64);
+            let of_teacher = match writing.teacher_completions {
+                true => (1.0 - share) * writing_passes((1.0 - share) * self.batch_size as f64),
+                false => 0.0,
+            };
+            forward_passes += of_student + of_teacher * self.passes;
+            memory.push(("completions written", self.writing_bytes));
+        }
+        Needs { memory, forward_passes, ..Needs::default() }
     }
 
     fn each_pass(
