@@ -1,7 +1,9 @@
 //! A model that answers: one in this process, or servers with OpenAI's API.
 
+mod config;
 mod question;
 
+pub use config::{Budget, EndpointConfig, TeacherConfig};
 pub use question::{Answer, Question, Usage};
 
 use crate::Result;
