@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Teacher;
+use super::kept::Kept;
+use super::local::Local;
+use super::{Source, Teacher, Usage};
 use crate::{Error, Result};
 
 /// The longest time that can be set.
@@ -105,8 +107,24 @@ impl TeacherConfig {
     /// cache that another process uses.
     pub fn open(&self, name: &str, cache: &Path) -> Result<Box<dyn Teacher>> {
         self.validate(name)?;
-        let _ = cache;
-        Err(Error::config("teachers cannot be opened yet"))
+        let kept = Kept::open(name, &cache.join(name), self.budget, |began_at| {
+            match (&self.local, &self.model) {
+                (Some(local), _) => Ok(Box::new(Local::open(local, self, began_at)?)),
+                (None, model) => self.open_remote(name, model.as_deref().unwrap_or_default()),
+            }
+        })?;
+        Ok(Box::new(kept))
+    }
+
+    #[cfg(feature = "endpoint")]
+    fn open_remote(&self, name: &str, model: &str) -> Result<Box<dyn Source>> {
+        Ok(Box::new(super::remote::Remote::open(name, model, &self.endpoints)?))
+    }
+
+    #[cfg(not(feature = "endpoint"))]
+    fn open_remote(&self, name: &str, _: &str) -> Result<Box<dyn Source>> {
+        Err(Error::config(format!("teacher `{name}`: this build asks no servers"))
+            .hint("build with the feature `endpoint`, or name a `local` model"))
     }
 
     /// Checks every value that can be checked alone. `name` is told in errors.
@@ -124,11 +142,12 @@ impl TeacherConfig {
         let outcome = match (&self.local, &self.model) {
             (Some(local), None) => self.validate_local(local),
             (None, Some(model)) => self.validate_remote(model),
-            _ => Err(wrong("local", "either `local`, or `model` with `endpoints`", "neither")),
+            (both, _) => {
+                let got = if both.is_some() { "both" } else { "neither" };
+                Err(wrong("local", "either `local`, or `model` with `endpoints`", got))
+            }
         };
-        let both = self.local.is_some() && self.model.is_some();
         outcome.and_then(|()| self.budget.validate()).map_err(|Wrong { key, wanted, got }| {
-            let got = if both { "both" } else { &got };
             Error::config(format!("teacher `{name}`: `{key}`: expected {wanted}, got `{got}`"))
         })
     }
@@ -187,7 +206,7 @@ impl Budget {
 
 impl EndpointConfig {
     /// What a number of tokens costs.
-    pub fn cost(&self, usage: super::Usage) -> f64 {
+    pub fn cost(&self, usage: Usage) -> f64 {
         let prompt = usage.prompt_tokens as f64 * self.price_per_million_prompt_tokens;
         let completion = usage.completion_tokens as f64 * self.price_per_million_completion_tokens;
         (prompt + completion) / 1e6
