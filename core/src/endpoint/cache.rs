@@ -316,3 +316,117 @@ fn head(line: &[u8]) -> Option<(Key, Head)> {
     let head: Head = serde_json::from_slice(line).ok()?;
     Some((Key::from_hex(&head.key).ok()?, head))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Key {
+        blake3::hash(&number.to_le_bytes())
+    }
+
+    fn told(number: u64) -> Told {
+        let usage = Usage { prompt_tokens: 2, completion_tokens: number };
+        let mut message = Message::new("assistant", &format!("l\n\"{number}\" ü\u{2028}"));
+        message.0.insert("tool_calls".into(), serde_json::json!([{"a": 1.5e300}]));
+        let logprobs = (number % 2 == 0).then(|| serde_json::json!({"content": [-0.1]}));
+        let answer = Answer { message, finish: "stop".into(), logprobs, usage, model: "m".into() };
+        Told { answer, usage, cost: 0.1 }
+    }
+
+    fn put(cache: &Cache, numbers: std::ops::Range<u64>) {
+        numbers.for_each(|number| cache.put(&key(number), &told(number)).unwrap());
+    }
+
+    fn found(cache: &Cache, most: u64) -> Vec<u64> {
+        let is_there = |&number: &u64| {
+            let found = cache.get(&key(number)).unwrap();
+            assert!(found.as_ref().is_none_or(|found| *found == told(number).answer));
+            found.is_some()
+        };
+        (0..most).filter(is_there).collect()
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let cache = Cache::open(dir.path()).unwrap();
+        put(&cache, 0..4);
+        assert_eq!(found(&cache, 5), [0, 1, 2, 3]);
+        drop(cache);
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..=whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let cache = Cache::open(dir.path()).unwrap();
+            let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            let kept = lines.saturating_sub(1);
+            assert_eq!(found(&cache, 5), (0..kept).collect::<Vec<_>>(), "cut at {cut}");
+            let is_cut = lines > 0 && cut > 0 && whole[cut - 1] != b'\n';
+            assert_eq!(cache.notes.len(), usize::from(is_cut), "{cut}: {:?}", cache.notes);
+            let tokens = (0..kept).map(|number| 2 + number).sum();
+            assert_eq!((cache.spent.requests, cache.spent.tokens), (kept, tokens));
+            put(&cache, 0..4);
+            drop(cache);
+            let again = fs::read(&path).unwrap();
+            let after_head = |bytes: &[u8]| bytes.iter().position(|&b| b == b'\n').unwrap();
+            // The time in the head may be another.
+            assert_eq!(again[after_head(&again)..], whole[after_head(&whole)..], "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_is_passed_over_and_its_question_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        put(&Cache::open(dir.path()).unwrap(), 0..4);
+        let whole = fs::read(&path).unwrap();
+        let starts: Vec<usize> =
+            whole.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at + 1).collect();
+        for at in starts[1]..starts[2] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            let cache = Cache::open(dir.path()).unwrap();
+            assert_eq!(found(&cache, 5), [0, 2, 3], "byte {at}");
+            assert!(cache.notes[0].contains("damaged line"), "{:?}", cache.notes);
+            put(&cache, 0..5);
+            assert_eq!(found(&cache, 5), [0, 1, 2, 3, 4]);
+        }
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let long = format!("{FORMAT}{}", "1".repeat(500));
+        for text in ["{\"a\":1}\n", "x", "\n", "{\"format\":\"halter answers 2\"}\n", &long] {
+            fs::write(&path, text).unwrap();
+            let error = Cache::open(dir.path()).unwrap_err();
+            assert!(error.message().contains("expected answers of halter"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn one_at_a_time_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let error = Cache::open(dir.path()).unwrap_err();
+        assert!(error.message().contains("another process"), "{error}");
+        let began_at = cache.began_at;
+        drop(cache);
+        assert_eq!(Cache::open(dir.path()).unwrap().began_at, began_at);
+    }
+
+    #[test]
+    fn an_answer_that_changes_under_way_is_not_handed_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        put(&cache, 0..1);
+        let path = dir.path().join(NAME);
+        let text = fs::read_to_string(&path).unwrap().replace("assistant", "assistent");
+        fs::write(&path, text).unwrap();
+        assert!(cache.get(&key(0)).unwrap_err().message().contains("has changed"));
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::budget::Meter;
 use super::cache::{Cache, Key};
-use super::{Answer, Budget, Listener, Question, Source, Spent, Teacher, Told};
+use super::{Answer, Budget, Listener, Question, Source, Spent, Teacher, Told, again};
 use crate::{Error, Result};
 
 /// Looks every question up, asks those that are new once, and keeps what is answered.
@@ -124,14 +124,5 @@ impl Listener for Keeper<'_> {
 
     fn tick(&mut self) -> Result<()> {
         (self.done)(self.count)
-    }
-}
-
-/// The error once more, for an equal question.
-fn again(error: &Error) -> Error {
-    let told = Error::new(error.kind(), error.to_string());
-    match error.remedy() {
-        Some(hint) => told.hint(hint),
-        None => told,
     }
 }

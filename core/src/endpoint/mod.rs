@@ -33,7 +33,7 @@ pub use question::{Answer, Question, Usage};
 #[cfg(feature = "endpoint")]
 pub use reply::Api;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A model that answers questions.
 pub trait Teacher: Send + Sync {
@@ -99,4 +99,13 @@ trait Listener {
 
     /// Time has passed.
     fn tick(&mut self) -> Result<()>;
+}
+
+/// The error once more, for another question that has it as well.
+fn again(error: &Error) -> Error {
+    let told = Error::new(error.kind(), error.to_string());
+    match error.remedy() {
+        Some(hint) => told.hint(hint),
+        None => told,
+    }
 }

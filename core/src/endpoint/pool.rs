@@ -7,11 +7,11 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 use tokio::runtime::{Builder, Runtime};
 
-use super::budget::{Meter, Spent};
+use super::budget::Meter;
 use super::reply::Api;
 use super::round::Round;
 use super::server::Server;
-use super::{Answer, EndpointConfig, Listener, Told};
+use super::{Answer, EndpointConfig, Listener, Told, again};
 use crate::{Error, Result};
 
 /// A request without what is the server's own.
@@ -69,10 +69,7 @@ impl Pool {
         let servers = endpoints.iter().map(server).collect::<Result<Vec<_>>>();
         let labelled = |error: Error| {
             let told = Error::config(format!("{label}: {error}"));
-            match error.remedy() {
-                Some(hint) => told.hint(hint),
-                None => told,
-            }
+            error.remedy().map(str::to_string).into_iter().fold(told, Error::hint)
         };
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
         Ok(Self {
@@ -86,24 +83,16 @@ impl Pool {
         })
     }
 
-    /// The answer to each request, or why there is none, in their order.
-    ///
-    /// # Errors
-    /// No server is there, or none takes the key or knows the model.
-    pub fn ask(&self, asks: &[Ask]) -> Result<Vec<Result<Answer>>> {
-        struct Collected(Vec<Option<Result<Answer>>>);
-        impl Listener for Collected {
-            fn settled(&mut self, index: usize, outcome: Result<Told>) -> Result<()> {
-                self.0[index] = Some(outcome.map(|told| told.answer));
-                Ok(())
-            }
-            fn tick(&mut self) -> Result<()> {
-                Ok(())
-            }
-        }
+    /// The answer to each request, or why there is none, in their order. What ends the work, such as a
+    /// key that no server takes, is the reason of all that have none.
+    pub fn ask(&self, asks: &[Ask]) -> Vec<Result<Answer>> {
         let mut collected = Collected(asks.iter().map(|_| None).collect());
-        self.ask_all(asks, &Meter::new("", Default::default(), Spent::default()), &mut collected)?;
-        Ok(collected.0.into_iter().flatten().collect())
+        let outcome = self.ask_all(asks, &Meter::default(), &mut collected);
+        let reason = || match &outcome {
+            Ok(()) => Error::data(format!("{}: no answer", self.label)),
+            Err(error) => again(error),
+        };
+        collected.0.into_iter().map(|answer| answer.unwrap_or_else(|| Err(reason()))).collect()
     }
 
     /// Tells `listener` the answer to each request, or why there is none, as they come.
@@ -129,8 +118,23 @@ impl Pool {
         std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether a server other than the one at `at` could be sent something.
     pub(super) fn others_are_awake(&self, at: usize, now: Instant) -> bool {
         let mut others = self.servers.iter().enumerate().filter(|&(other, _)| other != at);
         others.any(|(_, server)| server.is_awake(now))
+    }
+}
+
+/// The answers, where they belong.
+struct Collected(Vec<Option<Result<Answer>>>);
+
+impl Listener for Collected {
+    fn settled(&mut self, index: usize, outcome: Result<Told>) -> Result<()> {
+        self.0[index] = Some(outcome.map(|told| told.answer));
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        Ok(())
     }
 }

@@ -12,8 +12,8 @@ use super::client::{Failure, FailureKind};
 use super::limit::Ticket;
 use super::pool::{Ask, Pool};
 use super::reply::{Unusable, read};
-use super::server::{MAX_PAUSE, Server, doubled};
-use super::{Listener, Told, Usage};
+use super::server::{MAX_PAUSE, Seat, Server, doubled};
+use super::{Answer, Listener, Told, Usage};
 use crate::{Error, ErrorKind, Result};
 
 /// How often the listener is told that time passes.
@@ -156,7 +156,7 @@ impl<'a> Round<'a> {
     }
 
     /// The server with the fewest requests for its weight, rather not the one that failed before.
-    fn choose(&self, attempt: &Try, now: Instant) -> Option<(usize, super::server::Seat)> {
+    fn choose(&self, attempt: &Try, now: Instant) -> Option<(usize, Seat)> {
         let servers = self.pool.servers.iter().enumerate();
         let free = servers.filter_map(|(at, server)| Some((at, server.load(now)?)));
         let key = |&(at, load): &(usize, f64)| (attempt.failed_at == Some(at), load);
@@ -251,7 +251,9 @@ impl<'a> Round<'a> {
                 let pause = doubled(server.config.backoff_seconds, attempt.failures - 1);
                 // Not all that wait at the same moment.
                 let pause = pause.mul_f64(rand::random_range(0.5..=1.0)).min(MAX_PAUSE);
-                let when = now + failure.wait.unwrap_or(pause);
+                // Another server need not wait for what this one asks.
+                let asked = failure.wait.filter(|_| !others_are_awake);
+                let when = now + asked.unwrap_or(pause);
                 self.waited += 1;
                 self.waiting.insert((when, self.waited), attempt);
                 Ok(())
@@ -307,7 +309,7 @@ fn refusal(pool: &Pool, server: &Server, failure: &Failure) -> Error {
 }
 
 /// What an answer took at most, where the server does not say.
-fn guessed(ask: &Ask, answer: &super::Answer) -> Usage {
+fn guessed(ask: &Ask, answer: &Answer) -> Usage {
     let tokens = |text: &dyn ToString| text.to_string().len() as u64 / BYTES_OF_A_TOKEN;
     let asked = ask.body.get("messages").or(ask.body.get("prompt"));
     let said = Value::Object(answer.message.0.clone());

@@ -136,6 +136,10 @@ impl Server {
             }
             FailureKind::Broken => {}
         }
+        if state.rests_in_a_row > 0 && !state.is_awake(now) {
+            // It was sent before the rest, which it says nothing of.
+            return None;
+        }
         state.failures_in_a_row += 1;
         let asked = failure.wait.filter(|_| failure.kind == FailureKind::Full);
         if let Some(wait) = asked {
