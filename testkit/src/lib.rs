@@ -1,5 +1,7 @@
-//! Comparisons and golden files for halter's tests, and what its benchmarks measure against.
+//! Comparisons and golden files for halter's tests, a server that fails, and what its benchmarks
+//! measure against.
 
+pub mod faults;
 pub mod gradients;
 pub mod peak;
 

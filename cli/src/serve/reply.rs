@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use halter_core::generate::Generator;
 use halter_core::generate::engine::Finish;
+use halter_core::generate::logprobs::{Logprobs, Told};
 use halter_core::generate::score::TokenScore;
 use halter_core::generate::session::{Completion, Update};
 use serde_json::{Map, Value, json};
 
 use super::ask::Style;
-
-/// Less than any log-prob, where JSON has no number for one.
-const LEAST: f64 = -9999.0;
 
 /// A request as far as its answer depends on it.
 pub struct Reply {
@@ -26,10 +24,6 @@ pub struct Reply {
     /// Completions of each prompt.
     pub completions: usize,
 }
-
-/// A token with what is told of it: its log-prob and the likeliest in its place. A prompt's first
-/// token has neither.
-type Told<'a> = (u32, Option<(f32, &'a [(u32, f32)])>);
 
 impl Reply {
     /// Completions of all prompts together.
@@ -97,37 +91,8 @@ impl Reply {
         })
     }
 
-    fn token_text(&self, id: u32) -> String {
-        match self.style.token_ids {
-            true => format!("token_id:{id}"),
-            false => {
-                String::from_utf8_lossy(&self.generator.tokenizer.token_bytes(id)).into_owned()
-            }
-        }
-    }
-
     fn chat_logprobs<'a>(&self, told: impl IntoIterator<Item = Told<'a>>) -> Value {
-        if self.style.logprobs.is_none() {
-            return Value::Null;
-        }
-        let entry = |token: u32, logprob: f32| {
-            json!({
-                "token": self.token_text(token),
-                "logprob": number(logprob),
-                "bytes": self.generator.tokenizer.token_bytes(token),
-            })
-        };
-        let content: Vec<Value> = told
-            .into_iter()
-            .filter_map(|(token, score)| Some((token, score?)))
-            .map(|(token, (logprob, top))| {
-                let mut told = entry(token, logprob);
-                told["top_logprobs"] =
-                    top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
-                told
-            })
-            .collect();
-        json!({ "content": content, "refusal": null })
+        self.style.logprobs.map_or(Value::Null, |_| self.form().chat(told))
     }
 
     /// `offset` is where the first token begins in the text, in characters.
@@ -136,30 +101,11 @@ impl Reply {
         told: impl IntoIterator<Item = Told<'a>>,
         offset: &mut usize,
     ) -> Value {
-        if self.style.logprobs.is_none() {
-            return Value::Null;
-        }
-        let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        for (token, score) in told {
-            let text = self.token_text(token);
-            logprobs.push(score.map_or(Value::Null, |(logprob, _)| number(logprob).into()));
-            tops.push(score.map_or(Value::Null, |(logprob, top)| {
-                let mut map = Map::new();
-                for &(id, logprob) in top.iter().chain(&[(token, logprob)]) {
-                    // Where two tokens look alike, the likelier one is told.
-                    map.entry(self.token_text(id)).or_insert_with(|| number(logprob).into());
-                }
-                map.into()
-            }));
-            offsets.push(*offset);
-            let bytes = self.generator.tokenizer.token_bytes(token);
-            *offset += String::from_utf8_lossy(&bytes).chars().count();
-            tokens.push(text);
-        }
-        json!({
-            "tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops,
-            "text_offset": offsets,
-        })
+        self.style.logprobs.map_or(Value::Null, |_| self.form().text(told, offset))
+    }
+
+    fn form(&self) -> Logprobs<'_> {
+        Logprobs { tokenizer: &self.generator.tokenizer, token_ids: self.style.token_ids }
     }
 }
 
@@ -273,9 +219,4 @@ fn finish_reason(finish: Option<Finish>) -> &'static str {
         Some(Finish::Stop) => "stop",
         Some(Finish::Length) | None => "length",
     }
-}
-
-/// As many digits as the number has.
-fn number(x: f32) -> f64 {
-    if x.is_finite() { x.to_string().parse().unwrap_or(f64::from(x)) } else { LEAST }
 }

@@ -4,6 +4,7 @@ mod complete;
 pub mod engine;
 mod forward;
 pub mod generator;
+pub mod logprobs;
 pub mod output;
 mod pages;
 pub mod sampling;

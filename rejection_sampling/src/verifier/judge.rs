@@ -1,27 +1,26 @@
 //! What does another model think of the completion?
 
-mod client;
 mod config;
 #[cfg(test)]
 mod tests;
 
 use halter_core::data::record::Message;
+use halter_core::endpoint::{Answer, Api, Ask, EndpointConfig, Pool, PoolOptions};
 use halter_core::{Error, Result};
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use regex::Regex;
 use serde_json::{Value, json};
 
 pub use config::JudgeConfig;
 
 use super::answer::after_thinking;
+use super::pattern;
 use super::reference::Reference;
-use super::{pattern, shortened};
 use crate::scorer::{Item, Score, Scorer};
-use client::Client;
 
 /// Characters of a judge's answer in an error.
 const EXCERPT: usize = 120;
+/// Bytes of the longest answer.
+const MAX_BYTES: usize = 4 << 20;
 
 /// Asks a language model behind an OpenAI-compatible endpoint for a rating, and brings it from its
 /// scale to 0 to 1. A judge can be wrong, and a completion can talk it into a rating.
@@ -30,9 +29,7 @@ pub struct Judge {
     config: JudgeConfig,
     reference: Reference,
     pattern: Regex,
-    client: Client,
-    /// One thread for each request on its way.
-    threads: ThreadPool,
+    pool: Pool,
 }
 
 impl Judge {
@@ -49,25 +46,20 @@ impl Judge {
                 config.pattern
             )));
         }
-        let threads = ThreadPoolBuilder::new().num_threads(config.concurrency.get()).build();
-        let threads =
-            threads.map_err(|error| Error::config("judge: no threads start").because(error))?;
         Ok(Self {
-            client: Client::new(&config)?,
+            pool: pool(&config)?,
             reference: Reference::new(config.reference.as_deref()),
             pattern,
-            threads,
             config,
         })
     }
 
-    /// The request's body.
-    fn request(&self, item: &Item) -> Result<String> {
+    fn request(&self, item: &Item) -> Result<Ask> {
         let mut request = self.config.request.clone();
         request.insert("model".into(), self.config.model.as_str().into());
         let question = self.question(item)?;
         request.insert("messages".into(), json!([{"role": "user", "content": question}]));
-        Ok(Value::Object(request).to_string())
+        Ok(Ask { api: Api::Chat, body: request, logprobs: false })
     }
 
     /// The template with its places filled in. What is filled in is not searched for places.
@@ -90,6 +82,19 @@ impl Judge {
             rest = &rest[place.len()..];
         }
         Ok(question + rest)
+    }
+
+    /// The score that an answer holds.
+    fn read(&self, answer: &Answer) -> Result<Score> {
+        let rating = self.rating(answer.text())?;
+        let [worst, best] = self.config.scale;
+        let value = (rating - worst) / (best - worst);
+        if !(0.0..=1.0).contains(&value) {
+            return Err(Error::data(format!(
+                "judge: expected a rating from {worst} to {best}, got {rating}"
+            )));
+        }
+        Ok(Score::because(value, format!("rated {rating}")))
     }
 
     /// The last rating in what the judge said after its thinking.
@@ -121,14 +126,20 @@ fn conversation(messages: &[Message]) -> String {
     }
 }
 
-/// What the judge says in the body of its answer.
-fn content(body: &[u8]) -> Result<String> {
-    let answer: Option<Value> = serde_json::from_slice(body).ok();
-    let content = answer.as_ref().and_then(|body| body.pointer("/choices/0/message/content"));
-    content.and_then(Value::as_str).map(str::to_string).ok_or_else(|| {
-        let body = shortened(&String::from_utf8_lossy(body), EXCERPT);
-        Error::data(format!("judge: expected JSON with `choices[0].message.content`, got `{body}`"))
-    })
+/// The judge's server.
+fn pool(config: &JudgeConfig) -> Result<Pool> {
+    let endpoint = EndpointConfig {
+        url: config.url.clone(),
+        concurrency: config.concurrency,
+        api_key_env: config.api_key_env.clone(),
+        timeout_seconds: config.timeout_seconds,
+        retries: config.retries,
+        backoff_seconds: config.backoff_seconds,
+        ..EndpointConfig::default()
+    };
+    // What is no answer costs its row: another try would rate the same.
+    let options = PoolOptions { max_bytes: MAX_BYTES, ask_again_for_garbage: false };
+    Pool::new("judge", &[endpoint], options)
 }
 
 impl Scorer for Judge {
@@ -137,18 +148,16 @@ impl Scorer for Judge {
     }
 
     fn score(&self, item: &Item) -> Result<Score> {
-        let rating = self.rating(&content(&self.client.ask(&self.request(item)?)?)?)?;
-        let [worst, best] = self.config.scale;
-        let value = (rating - worst) / (best - worst);
-        if !(0.0..=1.0).contains(&value) {
-            return Err(Error::data(format!(
-                "judge: expected a rating from {worst} to {best}, got {rating}"
-            )));
-        }
-        Ok(Score::because(value, format!("rated {rating}")))
+        let mut scores = self.score_all(std::slice::from_ref(item));
+        scores.pop().unwrap_or_else(|| Err(Error::data("judge: no answer")))
     }
 
     fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
-        self.threads.install(|| items.par_iter().map(|item| self.score(item)).collect())
+        let requests: Vec<Result<Ask>> = items.iter().map(|item| self.request(item)).collect();
+        let asks: Vec<Ask> = requests.iter().flatten().cloned().collect();
+        let mut answers = self.pool.ask(&asks).into_iter();
+        let none = || Err(Error::data("judge: no answer"));
+        let mut score = |_| self.read(&answers.next().unwrap_or_else(none)?);
+        requests.into_iter().map(|request| request.and_then(&mut score)).collect()
     }
 }
