@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use halter_core::Error;
 use halter_core::train::progress::counted;
+use halter_core::{Error, ErrorKind};
 use halter_synth::Pipeline;
 use halter_synth::pipeline::Runner;
 use serde_json::json;
 
-use crate::answering::resumable;
 use crate::{Context, interrupt, progress};
 
 /// What runs where no pipeline is named.
@@ -83,7 +82,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         }
         return context.print_json(&json!({ "plan": plan }));
     }
-    let summary = runner.run().map_err(resumable)?;
+    let summary = runner.run().map_err(goes_on)?;
     for (name, spent) in &summary.spent {
         progress.note(&format!("{name}: {} requests, {} tokens", spent.requests, spent.tokens));
     }
@@ -91,4 +90,14 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     progress.note(&format!("{rows}: {}", summary.rows_file.display()));
     progress.note(&format!("report: {}", args.output.join("report.html").display()));
     context.print_json(&summary)
+}
+
+/// What was made stays: the same command goes on.
+fn goes_on(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted | ErrorKind::Io if error.remedy().is_none() => {
+            error.hint("the same command goes on where this one stopped")
+        }
+        _ => error,
+    }
 }

@@ -5,8 +5,6 @@ mod files;
 mod options;
 mod report;
 mod run;
-#[cfg(test)]
-mod tests;
 
 pub use config::{Input, Pipeline, Stage};
 pub use files::{Made, Spending};
