@@ -19,6 +19,7 @@ mod reward;
 mod sample;
 mod serve;
 mod sft;
+mod synth;
 mod train;
 
 use std::io::{self, Write};
@@ -64,6 +65,7 @@ enum Command {
     Merge(Box<merge::Args>),
     Data(data::Args),
     Sample(Box<sample::Args>),
+    Synth(Box<synth::Args>),
     Eval(Box<eval::Args>),
     Generate(Box<generate::Args>),
     Chat(Box<chat::Args>),
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &context),
         Command::Data(args) => data::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),
+        Command::Synth(args) => synth::run(&args, &context),
         Command::Eval(args) => eval::run(*args, &context),
         Command::Generate(args) => generate::run(*args, &context),
         Command::Chat(args) => chat::run(&args, &context),

@@ -1,7 +1,10 @@
 //! Synthetic data from a teacher: pipelines of small typed steps that generate rows and curate them.
 
+pub mod generate;
+pub mod pipeline;
 pub mod row;
 pub mod step;
 
+pub use pipeline::Pipeline;
 pub use row::Row;
 pub use step::{Outcome, Removed, Run, Step};

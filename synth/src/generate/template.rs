@@ -1,0 +1,46 @@
+//! Prompts as Jinja templates.
+
+use halter_core::{Error, ErrorKind, Result};
+use minijinja::{Environment, UndefinedBehavior};
+use serde_json::Value;
+
+use crate::pipeline::Options;
+
+/// Instructions of the template engine that a prompt may take.
+const FUEL: u64 = 1_000_000;
+
+/// A prompt, checked.
+#[derive(Debug)]
+pub(super) struct Template {
+    environment: Environment<'static>,
+    /// Told in the provenance.
+    pub hash: String,
+}
+
+impl Template {
+    /// The option `key`, or `default`.
+    pub fn read(options: &mut Options, key: &str, default: &str) -> Result<Self> {
+        let source = options.get::<String>(key)?.unwrap_or_else(|| default.to_string());
+        let hash = blake3::hash(source.as_bytes()).to_hex()[..16].to_string();
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_fuel(Some(FUEL));
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        let added = environment.add_template_owned("prompt", source);
+        added.map_err(|error| options.wrong(key, &format!("not a template: {error:#}")))?;
+        Ok(Self { environment, hash })
+    }
+
+    /// The prompt.
+    ///
+    /// # Errors
+    /// A name that there is not, or a template that takes too long.
+    pub fn render(&self, names: &Value) -> Result<String> {
+        let rendered = self.environment.get_template("prompt").and_then(|t| t.render(names));
+        let text = rendered.map_err(|error| {
+            Error::new(ErrorKind::Text, format!("a prompt cannot be rendered: {error:#}"))
+        })?;
+        Ok(text.trim().to_string())
+    }
+}
