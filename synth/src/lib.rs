@@ -1,5 +1,7 @@
 //! Synthetic data from a teacher: pipelines of small typed steps that generate rows and curate them.
 
+pub mod curate;
+pub mod profile;
 pub mod row;
 pub mod step;
 
