@@ -2,6 +2,7 @@
 
 pub mod explain;
 pub mod inspect;
+pub mod profile;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -32,6 +33,7 @@ pub struct Args {
 enum Command {
     Inspect(inspect::Args),
     Explain(explain::Args),
+    Profile(profile::Args),
 }
 
 /// Runs the subcommand.
@@ -39,6 +41,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     match args.command {
         Command::Inspect(args) => inspect::run(args, context),
         Command::Explain(args) => explain::run(args, context),
+        Command::Profile(args) => profile::run(args, context),
     }
 }
 

@@ -1,7 +1,9 @@
 //! Synthetic data from a teacher: pipelines of small typed steps that generate rows and curate them.
 
+pub mod curate;
 pub mod generate;
 pub mod pipeline;
+pub mod profile;
 pub mod row;
 pub mod step;
 

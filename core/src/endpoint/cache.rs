@@ -329,7 +329,7 @@ mod tests {
         let usage = Usage { prompt_tokens: 2, completion_tokens: number };
         let mut message = Message::new("assistant", &format!("l\n\"{number}\" ü\u{2028}"));
         message.0.insert("tool_calls".into(), serde_json::json!([{"a": 1.5e300}]));
-        let logprobs = (number % 2 == 0).then(|| serde_json::json!({"content": [-0.1]}));
+        let logprobs = (number.is_multiple_of(2)).then(|| serde_json::json!({"content": [-0.1]}));
         let answer = Answer { message, finish: "stop".into(), logprobs, usage, model: "m".into() };
         Told { answer, usage, cost: 0.1 }
     }

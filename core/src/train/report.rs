@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 const TEMPLATE: &str = include_str!("report.html");
 const SCRIPT: &str = include_str!("report.js");
+/// What the pages of halter look like.
+pub const STYLE: &str = include_str!("report.css");
 /// A curve is drawn with no more points than a screen could show.
 const MOST_POINTS: usize = 2000;
 const MOST_ROWS: usize = 500;
@@ -155,6 +157,7 @@ impl Report {
                 calibration => self.calibration,
                 version => env!("CARGO_PKG_VERSION"),
                 script => SCRIPT,
+                style => STYLE,
             })
             .map_err(failed)
     }
@@ -317,7 +320,7 @@ fn charts(curves: &[Curve]) -> Vec<Chart<'_>> {
 }
 
 /// 1234567 → `1,234,567`.
-fn thousands(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
