@@ -131,15 +131,23 @@ fn state_of(key: &str, text: &str, checksums: &mut Checksums) -> Result<State> {
     // Scorers and tasks that name no file have none to miss.
     let plain = matches!(key, "scorer") && path == text;
     match !plain && is_path(path) {
-        true => Ok(State::Missing(PathBuf::from(path))),
+        true => Ok(State::Missing(PathBuf::from(without_weight(path)))),
         false => Ok(State::Named),
+    }
+}
+
+/// `PATH:WEIGHT` without the weight.
+fn without_weight(text: &str) -> &str {
+    match text.rsplit_once(':') {
+        Some((path, weight)) if weight.parse::<f64>().is_ok() => path,
+        _ => text,
     }
 }
 
 /// Whether a text that nothing on disk is called by can be nothing but a path: `owner/name` may be
 /// on a hub.
 fn is_path(text: &str) -> bool {
-    let text = text.rsplit_once(':').map_or(text, |(path, _)| path);
+    let text = without_weight(text);
     let endings = ["jsonl", "json", "parquet", "gguf", "toml", "logps", "csv", "txt", "jinja"];
     let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
     text.starts_with(['.', '/', '~'])
@@ -306,6 +314,8 @@ mod tests {
             let found = state(key, text);
             assert_eq!(matches!(found, State::Missing(_)), is_missing, "{text}: {found:?}");
         }
+        let weighted = state("data", "data/none.jsonl:0.5");
+        assert_eq!(weighted, State::Missing("data/none.jsonl".into()));
     }
 
     #[test]

@@ -164,7 +164,8 @@ impl Plan {
             Some(_) => error,
             None => error.at(&self.recipe.path, node.line),
         };
-        let waits = node.inputs.iter().copied().find(|&input| !self.is_done(input));
+        // The last of them is there last.
+        let waits = node.inputs.iter().copied().rfind(|&input| !self.is_done(input));
         let is_there = waits.is_none() && step.missing.is_empty();
         if is_there {
             let found = commands.predict(node.kind, &step.options, true).map_err(placed)?;

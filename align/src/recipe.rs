@@ -190,7 +190,8 @@ pub fn unknown(what: &str, name: &str, names: &[&str]) -> Error {
 /// The name that was probably meant.
 pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
     let near = names.iter().map(|other| (edits(name, other), *other)).min()?;
-    (near.0 <= near.1.len().max(3) / 3).then_some(near.1)
+    // Two letters that changed places are two edits.
+    (near.0 <= (near.1.len() / 3).max(2) && near.0 < near.1.len()).then_some(near.1)
 }
 
 /// Levenshtein's distance: letters to add, take away or change.

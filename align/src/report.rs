@@ -202,7 +202,9 @@ fn rewards(finished: &[Finished]) -> Vec<Shown> {
     let of_reward = finished.iter().filter(|f| f.node.kind.name == "reward");
     let one = |f: &Finished| {
         let figures = f.done.summary["evaluation"].as_object();
-        let figures = figures.into_iter().flatten();
+        // The ends of the scores say little.
+        let is_end = |name: &str| name.starts_with("min_") || name.starts_with("max_");
+        let figures = figures.into_iter().flatten().filter(|(name, _)| !is_end(name));
         let figures: Vec<(&str, f64)> =
             figures.filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))).collect();
         let loss = f.done.summary["eval_loss"].get(1).and_then(Value::as_f64);

@@ -4,6 +4,7 @@ mod child;
 mod commands;
 
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     if args.dry_run {
         let plan = Plan::new(recipe, &binary, check)?;
         if !context.json {
-            print!("{}", plan.table());
+            std::io::stdout().lock().write_all(plan.table().as_bytes())?;
         }
         return context.print_json(&shown(&plan));
     }
