@@ -229,7 +229,8 @@ mod tests {
     fn damage_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        let damages: [(&str, &dyn Fn(&Path)); 4] = [
+        type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+        let damages: [Damage; 4] = [
             ("not what was written", &|dir| {
                 fs::write(dir.join("model.safetensors"), "weighty").unwrap()
             }),

@@ -277,6 +277,8 @@ impl<'a> Unrolled<'a> {
         };
         let names: Vec<&str> = self.recipe.stages.iter().map(|s| s.name.as_str()).collect();
         if !names.contains(&name) {
+            let words = if word.is_none() { &[BASE, "round"][..] } else { &[] };
+            let names = [words, &names].concat();
             return Err(unknown("stage", name, &names).at(&self.recipe.path, site.line));
         }
         let made = self.newest.get(name).map_or(&[][..], Vec::as_slice);

@@ -199,7 +199,8 @@ fn sampled(finished: &[Finished]) -> Vec<Shown> {
 
 /// What the reward models make of held-out pairs.
 fn rewards(finished: &[Finished]) -> Vec<Shown> {
-    let of_reward = finished.iter().filter(|f| f.node.kind.name == "reward");
+    let is_measured = |f: &&Finished| f.done.summary["eval_loss"][1].is_number();
+    let of_reward = finished.iter().filter(|f| f.node.kind.name == "reward").filter(is_measured);
     let one = |f: &Finished| {
         let figures = f.done.summary["evaluation"].as_object();
         // The ends of the scores say little.

@@ -33,6 +33,7 @@ save_every = 2
 name = "reward"
 model = "{base}"
 data = ["bundled/preferences-eval"]
+eval_data = ["rewards.jsonl"]
 max_similarity = 1.0
 max_steps = 2
 batch_size = 2
@@ -72,6 +73,11 @@ fn place() -> Place {
         )
     };
     place.write("rows.jsonl", (0..8).map(row).collect::<String>());
+    let pairs = fs::read_to_string(root().join("examples/bundled/preferences-eval.jsonl")).unwrap();
+    place.write(
+        "rewards.jsonl",
+        pairs.lines().take(4).map(|line| format!("{line}\n")).collect::<String>(),
+    );
     place.write("small.toml", SMALL);
     place
 }
@@ -193,7 +199,7 @@ fn a_stage_that_fails_is_named_and_what_was_done_is_kept() {
     let output = halter_in(place.root(), &["align", "small.toml"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let told = text(&output.stderr);
-    assert!(told.contains("error: small.toml:35: round 1, dpo failed"), "{told}");
+    assert!(told.contains("error: small.toml:36: round 1, dpo failed"), "{told}");
     assert!(told.contains("caused by: "), "{told}");
     place.write("small.toml", SMALL);
     assert_eq!(ran(&place, &[])["cached"], 6);

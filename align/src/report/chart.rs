@@ -9,6 +9,9 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 206.0;
 const WIDTH: f64 = 1060.0;
 
+/// A value for each label, with its error.
+type Values = Vec<Option<(f64, f64)>>;
+
 /// Lines over models in their order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lines {
@@ -36,10 +39,7 @@ pub struct Series {
 impl Lines {
     /// Values in percent with their errors, a line for each name; `None` where there is nothing to
     /// draw.
-    pub fn percent(
-        labels: Vec<String>,
-        series: Vec<(String, Vec<Option<(f64, f64)>>)>,
-    ) -> Option<Self> {
+    pub fn percent(labels: Vec<String>, series: Vec<(String, Values)>) -> Option<Self> {
         let values = || series.iter().flat_map(|(_, values)| values.iter().flatten());
         let low = values().map(|(value, error)| value - error).fold(f64::INFINITY, f64::min);
         let high = values().map(|(value, error)| value + error).fold(f64::NEG_INFINITY, f64::max);
@@ -62,7 +62,7 @@ impl Lines {
             .map(|tick| low + step * tick as f64)
             .map(|value| (y(value), format!("{value:.0} %")))
             .collect();
-        let line = |(name, values): (String, Vec<Option<(f64, f64)>>)| {
+        let line = |(name, values): (String, Values)| {
             let mut path = String::new();
             let mut points = Vec::new();
             for (at, value) in values.iter().enumerate() {
