@@ -1,10 +1,12 @@
 //! The `halter` command: arguments, one call of a library, and how its outcome is told.
 
+mod align;
 mod answering;
 mod chat;
 mod data;
 mod distill;
 mod dpo;
+mod drift;
 mod eval;
 mod export;
 mod failure;
@@ -60,6 +62,7 @@ enum Command {
     Dpo(Box<dpo::Args>),
     Distill(Box<distill::Args>),
     Reward(Box<reward::Args>),
+    Align(align::Args),
     Plan(Box<plan::Args>),
     Report(report::Args),
     Merge(Box<merge::Args>),
@@ -70,6 +73,8 @@ enum Command {
     Generate(Box<generate::Args>),
     Chat(Box<chat::Args>),
     Serve(Box<serve::Args>),
+    #[command(hide = true)]
+    Drift(Box<drift::Args>),
 }
 
 /// What every subcommand is given beside its own arguments.
@@ -102,6 +107,7 @@ fn main() -> ExitCode {
         Command::Dpo(args) => dpo::run(*args, &context),
         Command::Distill(args) => distill::run(*args, &context),
         Command::Reward(args) => reward::run(*args, &context),
+        Command::Align(args) => align::run(&args, &context),
         Command::Plan(args) => plan::run(*args, &context),
         Command::Report(args) => report::run(&args, &context),
         Command::Merge(args) => merge::run(&args, &context),
@@ -112,6 +118,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(*args, &context),
         Command::Chat(args) => chat::run(&args, &context),
         Command::Serve(args) => serve::run(&args, &context),
+        Command::Drift(args) => drift::run(&args, &context),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

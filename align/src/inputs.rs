@@ -1,0 +1,368 @@
+//! What a stage is made from that no stage makes: files, models and data sets, by their contents.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use halter_core::train::files::atomic_write;
+use halter_core::{Error, Result, bundled};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::kind::INPUTS;
+
+/// Folders within folders of an input that are looked at.
+const DEPTH: usize = 8;
+
+/// What was found out about a text that names an input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// The option.
+    pub key: String,
+    /// The text, as it is in the recipe.
+    pub text: String,
+    /// What it is.
+    pub state: State,
+}
+
+/// What a text that names an input is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Something on disk, and its contents hashed.
+    There {
+        /// Of the contents.
+        checksum: String,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Perhaps the name of something on a hub, which is not looked at.
+    Named,
+    /// A path at which nothing is.
+    Missing(PathBuf),
+}
+
+/// The inputs that `options` name; a text with a mark of another stage's output in it, as `is_made`
+/// tells, is not one.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn of(
+    options: &Table,
+    is_made: &dyn Fn(&str) -> bool,
+    checksums: &mut Checksums,
+) -> Result<Vec<Input>> {
+    let mut found = Vec::new();
+    for (key, value) in options.iter().filter(|(key, _)| INPUTS.contains(&key.as_str())) {
+        let texts = match value {
+            Value::Array(values) => values.iter().filter_map(Value::as_str).collect(),
+            value => value.as_str().into_iter().collect::<Vec<_>>(),
+        };
+        for text in texts.into_iter().filter(|text| !is_made(text)) {
+            let state = state_of(key, text, checksums)?;
+            let needs_more = match &state {
+                State::There { path, .. } if path.extension().is_some_and(|ext| ext == "toml") => {
+                    Some(path.clone())
+                }
+                _ => None,
+            };
+            found.push(Input { key: key.clone(), text: text.to_string(), state });
+            if let Some(path) = needs_more {
+                found.extend(named_in(key, &path, checksums)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a configuration that is an input names in its turn, where that is on disk.
+fn named_in(key: &str, path: &Path, checksums: &mut Checksums) -> Result<Vec<Input>> {
+    let text = fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    // Who reads it will say what is wrong with it.
+    let Ok(table) = text.parse::<Table>() else { return Ok(Vec::new()) };
+    let mut texts = Vec::new();
+    texts_of(&Value::Table(table), &mut texts);
+    let mut found = Vec::new();
+    for text in texts {
+        if let state @ State::There { .. } = state_of(key, &text, checksums)? {
+            found.push(Input { key: key.to_string(), text, state });
+        }
+    }
+    Ok(found)
+}
+
+fn texts_of(value: &Value, into: &mut Vec<String>) {
+    match value {
+        Value::String(text) if !text.is_empty() && !text.contains('\n') => into.push(text.clone()),
+        Value::Array(values) => values.iter().for_each(|value| texts_of(value, into)),
+        Value::Table(table) => table.iter().for_each(|(_, value)| texts_of(value, into)),
+        _ => {}
+    }
+}
+
+/// A path may have a weight behind it (`a.jsonl:2`), or a name before it (`gsm8k=a.jsonl`,
+/// `0.5*judge:a.toml`).
+fn candidates(text: &str) -> Vec<&str> {
+    let mut found = vec![text];
+    found.extend(text.rsplit_once(':').map(|(path, _)| path));
+    for sign in ['=', ':'] {
+        found.extend(text.split_once(sign).map(|(_, path)| path));
+    }
+    found.retain(|path| !path.is_empty());
+    found
+}
+
+fn state_of(key: &str, text: &str, checksums: &mut Checksums) -> Result<State> {
+    for path in candidates(text) {
+        let path = match bundled::path(path)? {
+            Some(path) => path,
+            None => PathBuf::from(path),
+        };
+        if path.exists() {
+            return Ok(State::There { checksum: checksums.of(&path)?, path });
+        }
+    }
+    let path = match key {
+        "scorer" => text.split_once("reward:").or_else(|| text.split_once("judge:")),
+        "task" | "fewshot" => text.split_once('='),
+        _ => None,
+    };
+    let path = path.map_or(text, |(_, path)| path);
+    // Scorers and tasks that name no file have none to miss.
+    let plain = matches!(key, "scorer") && path == text;
+    match !plain && is_path(path) {
+        true => Ok(State::Missing(PathBuf::from(without_weight(path)))),
+        false => Ok(State::Named),
+    }
+}
+
+/// `PATH:WEIGHT` without the weight.
+fn without_weight(text: &str) -> &str {
+    match text.rsplit_once(':') {
+        Some((path, weight)) if weight.parse::<f64>().is_ok() => path,
+        _ => text,
+    }
+}
+
+/// Whether a text that nothing on disk is called by can be nothing but a path: `owner/name` may be
+/// on a hub.
+fn is_path(text: &str) -> bool {
+    let text = without_weight(text);
+    let endings = ["jsonl", "json", "parquet", "gguf", "toml", "logps", "csv", "txt", "jinja"];
+    let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
+    text.starts_with(['.', '/', '~'])
+        || text.matches('/').count() != 1
+        || extension.is_some_and(|extension| endings.contains(&extension))
+}
+
+/// Checksums of files, remembered until a file's length or time changes.
+#[derive(Debug, Default)]
+pub struct Checksums {
+    place: Option<PathBuf>,
+    known: BTreeMap<PathBuf, Known>,
+    is_changed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    bytes: u64,
+    modified: u128,
+    checksum: String,
+}
+
+impl Checksums {
+    /// Those that are kept in `place`; none if that cannot be read.
+    pub fn open(place: PathBuf) -> Self {
+        let read = fs::read(&place).ok();
+        let known = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self { place: Some(place), known, is_changed: false }
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&mut self) -> Result<()> {
+        let (Some(place), true) = (&self.place, self.is_changed) else { return Ok(()) };
+        let text = serde_json::to_string(&self.known)
+            .map_err(|error| Error::config("checksums that are not JSON").because(error))?;
+        self.is_changed = false;
+        atomic_write(place, text.as_bytes())
+    }
+
+    /// The checksum of a file, or of a directory: of names and contents of all files in it whose
+    /// names do not begin with a dot.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn of(&mut self, path: &Path) -> Result<String> {
+        let metadata = fs::metadata(path).map_err(|error| Error::io("read", path, error))?;
+        if !metadata.is_dir() {
+            return self.of_file(path, &metadata);
+        }
+        let mut hasher = blake3::Hasher::new();
+        for name in files_of(path)? {
+            let file = path.join(&name);
+            let metadata = fs::metadata(&file).map_err(|error| Error::io("read", &file, error))?;
+            let checksum = self.of_file(&file, &metadata)?;
+            hasher.update(name.to_string_lossy().as_bytes());
+            hasher.update(b"\0").update(checksum.as_bytes()).update(b"\n");
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    fn of_file(&mut self, path: &Path, metadata: &Metadata) -> Result<String> {
+        let place = fs::canonicalize(path).map_err(|error| Error::io("read", path, error))?;
+        let (bytes, modified) = (metadata.len(), modified(metadata));
+        if let Some(known) = self.known.get(&place)
+            && (known.bytes, known.modified) == (bytes, modified)
+        {
+            return Ok(known.checksum.clone());
+        }
+        let checksum = checksum(path)?;
+        self.known.insert(place, Known { bytes, modified, checksum: checksum.clone() });
+        self.is_changed = true;
+        Ok(checksum)
+    }
+}
+
+/// When a file was last written, in nanoseconds; 0 where the system does not say.
+pub fn modified(metadata: &Metadata) -> u128 {
+    let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |time| time.as_nanos())
+}
+
+/// The checksum of a file.
+///
+/// # Errors
+/// What the file system says.
+pub fn checksum(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    File::open(path)
+        .and_then(|file| hasher.update_reader(file).map(drop))
+        .map_err(|error| Error::io("read", path, error))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The files in `root`, by their names from there, in order; hidden ones are left out.
+///
+/// # Errors
+/// What the file system says.
+pub fn files_of(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![(PathBuf::new(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let place = root.join(&folder);
+        let failed = |error| Error::io("read", &place, error);
+        for entry in fs::read_dir(&place).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if name.to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let path = folder.join(&name);
+            match fs::metadata(root.join(&path)) {
+                Ok(metadata) if metadata.is_dir() && depth < DEPTH => {
+                    folders.push((path, depth + 1));
+                }
+                Ok(metadata) if metadata.is_file() => found.push(path),
+                // A link to nothing, or what is neither.
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(key: &str, text: &str) -> State {
+        state_of(key, text, &mut Checksums::default()).unwrap()
+    }
+
+    #[test]
+    fn paths_are_found_behind_names_and_before_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        fs::write(&path, "{}").unwrap();
+        let shown = path.display();
+        for (key, text) in [
+            ("data", format!("{shown}")),
+            ("data", format!("{shown}:2")),
+            ("task", format!("gsm8k={shown}")),
+            ("scorer", format!("0.5*judge:{shown}")),
+        ] {
+            assert!(matches!(state(key, &text), State::There { .. }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_on_a_hub_is_not_missing() {
+        for (key, text, is_missing) in [
+            ("data", "openai/gsm8k", false),
+            ("model", "meta-llama/Llama-3.1-8B", false),
+            ("scorer", "numeric", false),
+            ("scorer", "0.2*length:1024", false),
+            ("scorer", "reward:there/is/none", true),
+            ("task", "gsm8k=none.jsonl", true),
+            ("data", "data/none.jsonl:2", true),
+            ("model", "./none", true),
+            ("model", "none", true),
+        ] {
+            let found = state(key, text);
+            assert_eq!(matches!(found, State::Missing(_)), is_missing, "{text}: {found:?}");
+        }
+        let weighted = state("data", "data/none.jsonl:0.5");
+        assert_eq!(weighted, State::Missing("data/none.jsonl".into()));
+    }
+
+    #[test]
+    fn a_directory_is_its_names_and_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        fs::create_dir_all(folder.join("deep")).unwrap();
+        fs::write(folder.join("deep/a"), "1").unwrap();
+        let sum = || Checksums::default().of(&folder).unwrap();
+        let before = sum();
+        fs::write(folder.join(".hidden"), "x").unwrap();
+        assert_eq!(sum(), before);
+        fs::rename(folder.join("deep/a"), folder.join("deep/b")).unwrap();
+        assert_ne!(sum(), before, "another name");
+        fs::rename(folder.join("deep/b"), folder.join("deep/a")).unwrap();
+        fs::write(folder.join("deep/a"), "2").unwrap();
+        assert_ne!(sum(), before, "other contents");
+    }
+
+    #[test]
+    fn checksums_are_remembered_until_the_file_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, place) = (dir.path().join("a"), dir.path().join("checksums.json"));
+        fs::write(&file, "1").unwrap();
+        let mut sums = Checksums::open(place.clone());
+        let first = sums.of(&file).unwrap();
+        sums.keep().unwrap();
+        let mut again = Checksums::open(place);
+        assert_eq!(again.known.len(), 1);
+        assert_eq!(again.of(&file).unwrap(), first);
+        assert!(!again.is_changed);
+        fs::write(&file, "22").unwrap();
+        assert_ne!(again.of(&file).unwrap(), first);
+    }
+
+    #[test]
+    fn what_a_pipeline_names_is_an_input_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let seeds = dir.path().join("seeds.jsonl");
+        fs::write(&seeds, "{}").unwrap();
+        let pipeline = dir.path().join("p.toml");
+        let text = format!("[a]\nseeds = [\"{}\"]\nn = 3\n", seeds.display());
+        fs::write(&pipeline, text).unwrap();
+        let mut options = Table::new();
+        options.insert("pipeline".into(), pipeline.display().to_string().into());
+        let found = of(&options, &|_| false, &mut Checksums::default()).unwrap();
+        let texts: Vec<&str> = found.iter().map(|input| input.text.as_str()).collect();
+        assert_eq!(texts, [pipeline.to_str().unwrap(), seeds.to_str().unwrap()]);
+    }
+}
