@@ -1,6 +1,7 @@
 //! A step of a pipeline.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use halter_core::Result;
 use halter_core::endpoint::Teacher;
@@ -53,4 +54,37 @@ pub struct Removed {
     pub reason: &'static str,
     /// What exactly: the phrase that was found, the row that it repeats, the server's error.
     pub detail: String,
+}
+
+/// A step made from its options, and what a pipeline must know of it.
+pub struct Made {
+    /// The step.
+    pub step: Box<dyn Step>,
+    /// Whom it asks.
+    pub teachers: Vec<String>,
+    /// Files that it reads beside its rows.
+    pub files: Vec<PathBuf>,
+    /// Whether it does nothing without rows.
+    pub needs_rows: bool,
+    /// How much it asks.
+    pub questions: Questions,
+}
+
+/// How much a step asks, where all goes well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Questions {
+    /// For each row.
+    PerRow(usize),
+    /// Whatever the rows are.
+    Fixed(usize),
+}
+
+impl Questions {
+    /// For so many rows.
+    pub fn of(self, rows: usize) -> usize {
+        match self {
+            Self::PerRow(each) => each.saturating_mul(rows),
+            Self::Fixed(all) => all,
+        }
+    }
 }

@@ -96,6 +96,16 @@ impl ScorerSpec {
         matches!(self.kind, Kind::Reward(_))
     }
 
+    /// The file or directory that it reads, if it is on this machine.
+    pub fn file(&self) -> Option<&Path> {
+        let path = match &self.kind {
+            Kind::SchemaFile(path) | Kind::JudgeFile(path) => path.as_path(),
+            Kind::Reward(model) => Path::new(model),
+            _ => return None,
+        };
+        path.exists().then_some(path)
+    }
+
     /// The scorer, without its weight. Reads the file of `json-schema:FILE`, `judge:FILE` and `reward:MODEL`; tries
     /// out whether `code` can be contained here.
     pub fn build(&self) -> Result<Box<dyn Scorer>> {

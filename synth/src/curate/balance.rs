@@ -107,8 +107,7 @@ impl Step for Balance {
 
 #[cfg(test)]
 mod tests {
-    use crate::curate::step;
-    use crate::curate::testing::{chat, run, with};
+    use crate::curate::testing::{chat, refused, run, with};
     use crate::step::Outcome;
 
     fn rows() -> Vec<crate::Row> {
@@ -167,8 +166,7 @@ mod tests {
 
     #[test]
     fn weights_below_zero_are_refused() {
-        let options = toml::from_str("weights = { math = -1 }").unwrap();
-        let error = step("balance", options).unwrap().err().unwrap();
-        assert!(error.to_string().starts_with("balance: `weights.math`"), "{error}");
+        let error = refused("balance", "weights = { math = -1 }");
+        assert!(error.starts_with("balance: `weights.math`"), "{error}");
     }
 }

@@ -92,6 +92,10 @@ impl Checked for Bounds {
             _ => Ok(()),
         }
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.tokenizer.iter().cloned().collect()
+    }
 }
 
 /// A number outside of its range, in words.
@@ -169,8 +173,7 @@ impl Step for Bounds {
 
 #[cfg(test)]
 mod tests {
-    use crate::curate::step;
-    use crate::curate::testing::{chat, prompts, removed, run};
+    use crate::curate::testing::{chat, prompts, refused, removed, run};
 
     const ENGLISH: &str = "The river runs through the town and under the old stone bridge.";
     const GERMAN: &str = "Der Fluss fließt durch die Stadt und unter der alten Brücke hindurch.";
@@ -206,8 +209,8 @@ mod tests {
             ("max_tokens = 2", "bounds: `min_tokens` and `max_tokens` need a `tokenizer`"),
             ("min_confidence = 2", "bounds: `min_confidence`"),
         ] {
-            let error = step("bounds", toml::from_str(options).unwrap()).unwrap().err().unwrap();
-            assert!(error.to_string().starts_with(told), "{error}");
+            let error = refused("bounds", options);
+            assert!(error.starts_with(told), "{error}");
         }
     }
 }

@@ -3,7 +3,6 @@
 //!
 //! One file or folder a step. [`step`] makes one by its name.
 
-mod asking;
 pub mod balance;
 pub mod bounds;
 pub mod clean;
@@ -19,6 +18,7 @@ mod options;
 pub mod quartile;
 pub mod refusals;
 pub mod sample;
+pub mod score;
 pub mod semantic_duplicates;
 pub mod split;
 pub mod tag;
@@ -30,11 +30,12 @@ pub mod words;
 
 use halter_core::Result;
 
-use crate::step::Step;
+use crate::pipeline::Options;
+use crate::step::Made;
 use options::made;
 
 /// The names that [`step`] knows.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 14] = [
     "clean",
     "bounds",
     "judge",
@@ -46,29 +47,34 @@ pub const KINDS: [&str; 13] = [
     "topics",
     "balance",
     "sample",
+    "score",
     "shuffle",
     "split",
 ];
 
 /// Makes a step of curation from its name and its options; `None` where it is none of [`KINDS`].
+/// `teachers` are the names that there are.
 ///
 /// # Errors
 /// An option that there is not, or a value that cannot be used.
-pub fn step(kind: &str, options: toml::Table) -> Option<Result<Box<dyn Step>>> {
+pub fn step(kind: &str, options: &mut Options, teachers: &[&str]) -> Option<Result<Made>> {
     Some(match kind {
-        "clean" => made::<clean::Clean>(kind, options),
-        "bounds" => made::<bounds::Bounds>(kind, options),
-        "judge" => made::<judge::Judge>(kind, options),
-        "quartile" => made::<quartile::Quartile>(kind, options),
-        "tag" => made::<tag::Tag>(kind, options),
-        "near-duplicates" => made::<near_duplicates::NearDuplicates>(kind, options),
-        "semantic-duplicates" => made::<semantic_duplicates::SemanticDuplicates>(kind, options),
-        "decontaminate" => made::<decontaminate::Decontaminate>(kind, options),
-        "topics" => made::<topics::Topics>(kind, options),
-        "balance" => made::<balance::Balance>(kind, options),
-        "sample" => made::<sample::Sample>(kind, options),
-        "shuffle" => made::<sample::Shuffle>(kind, options),
-        "split" => made::<split::Split>(kind, options),
+        "clean" => made::<clean::Clean>(kind, options, teachers),
+        "bounds" => made::<bounds::Bounds>(kind, options, teachers),
+        "judge" => made::<judge::Judge>(kind, options, teachers),
+        "quartile" => made::<quartile::Quartile>(kind, options, teachers),
+        "tag" => made::<tag::Tag>(kind, options, teachers),
+        "near-duplicates" => made::<near_duplicates::NearDuplicates>(kind, options, teachers),
+        "semantic-duplicates" => {
+            made::<semantic_duplicates::SemanticDuplicates>(kind, options, teachers)
+        }
+        "decontaminate" => made::<decontaminate::Decontaminate>(kind, options, teachers),
+        "topics" => made::<topics::Topics>(kind, options, teachers),
+        "balance" => made::<balance::Balance>(kind, options, teachers),
+        "sample" => made::<sample::Sample>(kind, options, teachers),
+        "score" => made::<score::Score>(kind, options, teachers),
+        "shuffle" => made::<sample::Shuffle>(kind, options, teachers),
+        "split" => made::<split::Split>(kind, options, teachers),
         _ => return None,
     })
 }
@@ -84,15 +90,15 @@ mod tests {
             "semantic-duplicates" => "model = 'minilm'",
             "decontaminate" => "against = ['eval.jsonl']",
             "sample" => "share = 0.5",
+            "score" => "scorer = 'numeric'",
             _ => "",
         };
+        let made = |kind, text| step(kind, &mut testing::options(text), &["one"]);
         for kind in KINDS {
-            let options = toml::from_str(needed(kind)).unwrap();
-            assert!(step(kind, options).unwrap().is_ok(), "{kind}");
-            let unknown = toml::from_str("no_such_option = 1").unwrap();
-            let error = step(kind, unknown).unwrap().err().unwrap().to_string();
-            assert!(error.starts_with(&format!("{kind}: ")), "{error}");
+            assert!(made(kind, needed(kind)).unwrap().is_ok(), "{kind}");
+            let error = made(kind, "no_such_option = 1").unwrap().err().unwrap().to_string();
+            assert!(error.starts_with(&format!("pipeline.toml:1: {kind}: ")), "{error}");
         }
-        assert!(step("clear", toml::Table::new()).is_none());
+        assert!(made("clear", "").is_none());
     }
 }

@@ -1,33 +1,61 @@
 //! The options of a step: from a table of the pipeline's file to a struct that can be used.
 
+use std::path::PathBuf;
+
 use halter_core::{Error, Result};
 use serde::de::DeserializeOwned;
+use toml::{Table, Value};
 
+use crate::asking;
+use crate::pipeline::Options;
 use crate::row::Row;
-use crate::step::Step;
+use crate::step::{Made, Questions, Step};
 
 /// Options that can be checked before anything runs.
 pub(super) trait Checked {
     /// Refuses values that cannot be used; the step's name is put before the message.
     fn check(&self) -> Result<()>;
+
+    /// Questions to a teacher for each row.
+    fn questions(&self) -> usize {
+        0
+    }
+
+    /// Files that are read beside the rows.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }
 
 /// Reads and checks a step's options.
-pub(super) fn made<S>(kind: &str, options: toml::Table) -> Result<Box<dyn Step>>
+pub(super) fn made<S>(kind: &str, options: &mut Options, teachers: &[&str]) -> Result<Made>
 where
     S: Step + Checked + DeserializeOwned + 'static,
 {
-    let step = S::deserialize(toml::Value::Table(options)).map_err(|error| {
-        Error::config(format!("{kind}: {}", error.message().replace('\n', " ")))
-    })?;
-    step.check().map_err(|error| {
-        let told = Error::config(format!("{kind}: {}", error.message()));
-        match error.remedy() {
-            Some(hint) => told.hint(hint),
-            None => told,
-        }
-    })?;
-    Ok(Box::new(step))
+    let read = |table: Table| {
+        let step = S::deserialize(Value::Table(table))
+            .map_err(|error| Error::config(error.message().replace('\n', " ")))?;
+        step.check().map(|()| step)
+    };
+    let mut table = options.take_rest();
+    let mut step = read(table.clone()).map_err(|error| options.about(kind, &error))?;
+    let mut asked = Vec::new();
+    if step.questions() > 0 {
+        let name = match table.get("teacher") {
+            Some(Value::String(name)) => name.clone(),
+            _ => asking::teacher(options, "teacher", teachers)?,
+        };
+        table.insert("teacher".into(), Value::String(name.clone()));
+        step = read(table)?;
+        asked.push(name);
+    }
+    Ok(Made {
+        teachers: asked,
+        files: step.files(),
+        needs_rows: true,
+        questions: Questions::PerRow(step.questions()),
+        step: Box::new(step),
+    })
 }
 
 /// A value that cannot be used.

@@ -114,8 +114,7 @@ impl Step for Quartile {
 
 #[cfg(test)]
 mod tests {
-    use crate::curate::step;
-    use crate::curate::testing::{chat, prompts, removed, run, with};
+    use crate::curate::testing::{chat, prompts, refused, removed, run, with};
 
     fn scored(scores: &[f64]) -> Vec<crate::Row> {
         let row = |(at, score): (usize, &f64)| with(chat(&at.to_string(), "x"), "score", *score);
@@ -162,8 +161,7 @@ mod tests {
 
     #[test]
     fn a_share_of_nothing_is_refused() {
-        let options = toml::from_str("share = 0.0").unwrap();
-        let error = step("quartile", options).unwrap().err().unwrap();
-        assert!(error.to_string().starts_with("quartile: `share`: expected a share"), "{error}");
+        let error = refused("quartile", "share = 0.0");
+        assert!(error.starts_with("quartile: `share`: expected a share"), "{error}");
     }
 }

@@ -83,8 +83,7 @@ impl Step for Shuffle {
 
 #[cfg(test)]
 mod tests {
-    use crate::curate::step;
-    use crate::curate::testing::{chat, prompts, run};
+    use crate::curate::testing::{chat, prompts, refused, run};
 
     fn rows() -> Vec<crate::Row> {
         (0..20).map(|at| chat(&format!("{at:02}"), "x")).collect()
@@ -115,10 +114,7 @@ mod tests {
     #[test]
     fn a_sample_needs_one_size() {
         for options in ["", "rows = 1\nshare = 0.5", "rows = 0", "share = 1.5"] {
-            assert!(
-                step("sample", toml::from_str(options).unwrap()).unwrap().is_err(),
-                "{options}"
-            );
+            refused("sample", options);
         }
     }
 }

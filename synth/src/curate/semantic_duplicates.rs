@@ -71,6 +71,10 @@ impl Checked for SemanticDuplicates {
             _ => Ok(()),
         }
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.model.clone()]
+    }
 }
 
 impl Step for SemanticDuplicates {
@@ -178,7 +182,7 @@ mod tests {
     use halter_core::train::progress::Silent;
 
     use super::*;
-    use crate::curate::testing::{chat, prompts, removed, with};
+    use crate::curate::testing::{chat, prompts, refused, removed, with};
 
     /// Directions by the words before a colon: `3,4:` is (0.6, 0.8).
     struct Stated;
@@ -240,8 +244,7 @@ mod tests {
     #[test]
     fn options_are_checked() {
         for options in ["", "model = 'x'\nthreshold = 1.5", "model = 'x'\nclusters = 0"] {
-            let made = super::super::step("semantic-duplicates", toml::from_str(options).unwrap());
-            assert!(made.unwrap().is_err(), "{options}");
+            refused("semantic-duplicates", options);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the tests of the steps share.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use halter_core::data::record::{Message, Turn};
 use halter_core::endpoint::{Answer, Question, Teacher, Usage};
@@ -9,6 +10,7 @@ use halter_core::train::progress::Silent;
 use halter_core::{Error, Result};
 
 use super::step;
+use crate::pipeline::Options;
 use crate::row::Row;
 use crate::step::{Outcome, Run};
 
@@ -60,6 +62,11 @@ fn said_by(text: &str) -> Answer {
     }
 }
 
+/// Options as they stand in a pipeline.
+pub fn options(text: &str) -> Options {
+    Options::new(Path::new("pipeline.toml"), 1, BTreeMap::new(), toml::from_str(text).unwrap())
+}
+
 /// Runs a step of these options.
 pub fn run(kind: &str, options: &str, rows: Vec<Row>) -> Outcome {
     try_run(kind, options, rows, Vec::new()).unwrap()
@@ -68,7 +75,7 @@ pub fn run(kind: &str, options: &str, rows: Vec<Row>) -> Outcome {
 /// Runs a step with one teacher.
 pub fn try_run(
     kind: &str,
-    options: &str,
+    text: &str,
     rows: Vec<Row>,
     script: Vec<(&'static str, &'static str)>,
 ) -> Result<Outcome> {
@@ -77,7 +84,13 @@ pub fn try_run(
     let (interrupt, mut progress) = (Interrupt::new(), Silent);
     let mut run =
         Run { teachers: &teachers, seed: 1, progress: &mut progress, interrupt: &interrupt };
-    step(kind, toml::from_str(options).unwrap()).unwrap()?.run(rows, &mut run)
+    step(kind, &mut options(text), &["teacher"]).unwrap()?.step.run(rows, &mut run)
+}
+
+/// What is said of options that cannot be used.
+pub fn refused(kind: &str, text: &str) -> String {
+    let made = step(kind, &mut options(text), &["teacher"]).unwrap();
+    made.err().unwrap_or_else(|| panic!("taken: {text}")).message().to_string()
 }
 
 /// Prompts of rows.

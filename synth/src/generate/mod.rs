@@ -2,7 +2,6 @@
 //! not fit is removed with its reason.
 
 mod answer;
-mod asking;
 mod backtranslate;
 mod dialogue;
 mod evol_instruct;
@@ -10,20 +9,18 @@ mod magpie;
 mod maths;
 mod personas;
 mod preferences;
-mod reply;
+pub(crate) mod reply;
 mod rouge;
 mod rows;
 mod self_instruct;
-mod template;
 #[cfg(test)]
 mod tests;
-
-use std::path::PathBuf;
 
 use halter_core::Result;
 
 use crate::pipeline::Options;
-use crate::step::Step;
+use crate::step::{Made, Questions};
+use crate::{asking, template};
 
 /// What `kind` of a step may be.
 pub const KINDS: [&str; 10] = [
@@ -38,39 +35,6 @@ pub const KINDS: [&str; 10] = [
     "rows",
     "self-instruct",
 ];
-
-/// A step made from its options, and what a pipeline must know of it.
-pub struct Made {
-    /// The step.
-    pub step: Box<dyn Step>,
-    /// Whom it asks.
-    pub teachers: Vec<String>,
-    /// Files that it reads beside its rows.
-    pub files: Vec<PathBuf>,
-    /// Whether it does nothing without rows.
-    pub needs_rows: bool,
-    /// How much it asks.
-    pub questions: Questions,
-}
-
-/// How much a step asks, where all goes well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Questions {
-    /// For each row.
-    PerRow(usize),
-    /// Whatever the rows are.
-    Fixed(usize),
-}
-
-impl Questions {
-    /// For so many rows.
-    pub fn of(self, rows: usize) -> usize {
-        match self {
-            Self::PerRow(each) => each.saturating_mul(rows),
-            Self::Fixed(all) => all,
-        }
-    }
-}
 
 /// The step of a kind; `None` where there is no such kind. `teachers` are the names that there are.
 pub fn step(kind: &str, options: &mut Options, teachers: &[&str]) -> Option<Result<Made>> {

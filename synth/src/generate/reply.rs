@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::row::Row;
 
 /// The conversation that is to be answered: the prompt, or the messages before the last answer.
-pub(super) fn prompt(row: &Row) -> Option<Vec<Message>> {
+pub(crate) fn prompt(row: &Row) -> Option<Vec<Message>> {
     let turns = |value: &Value| match value {
         Value::String(text) => Some(vec![Message::new("user", text)]),
         Value::Array(turns) => {
@@ -39,14 +39,14 @@ fn alpaca(row: &Row) -> Option<String> {
 }
 
 /// The last message of the user.
-pub(super) fn instruction(row: &Row) -> Option<String> {
+pub(crate) fn instruction(row: &Row) -> Option<String> {
     let turns = prompt(row)?;
     let last = turns.iter().rev().find(|turn| turn.role() == "user")?;
     last.content().map(|text| text.trim().to_string())
 }
 
 /// What was answered: the completion, the last answer, or the text.
-pub(super) fn answer(row: &Row) -> Option<String> {
+pub(crate) fn answer(row: &Row) -> Option<String> {
     let said = match row.0.get("completion").or(row.0.get("output")) {
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(turns)) => turns.last()?.get("content")?.as_str().map(str::to_string),
@@ -64,7 +64,7 @@ pub(super) fn answer(row: &Row) -> Option<String> {
 }
 
 /// The number from `least` to `most` that a reply ends with, after `mark`: `Score: 4`.
-pub(super) fn score(reply: &str, mark: &str, least: f64, most: f64) -> Option<f64> {
+pub(crate) fn score(reply: &str, mark: &str, least: f64, most: f64) -> Option<f64> {
     let lower = reply.to_ascii_lowercase();
     let (_, after) = lower.rsplit_once(&mark.to_ascii_lowercase())?;
     let after = after.trim_start_matches(|c: char| c.is_whitespace() || "*:".contains(c));
@@ -75,7 +75,7 @@ pub(super) fn score(reply: &str, mark: &str, least: f64, most: f64) -> Option<f6
 }
 
 /// A text without the quotes or fence around it.
-pub(super) fn bare(text: &str) -> &str {
+pub(crate) fn bare(text: &str) -> &str {
     let text = text.trim();
     let inside = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     inside.filter(|inside| !inside.contains('"')).unwrap_or(text).trim()

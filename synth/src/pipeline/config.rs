@@ -9,7 +9,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::options::{Options, with_nearest};
-use crate::generate::{KINDS, Made, step};
+use crate::step::Made;
+use crate::{curate, generate};
 
 /// Steps in their order, and who answers.
 pub struct Pipeline {
@@ -152,13 +153,13 @@ impl Pipeline {
             }
         };
         let teachers: Vec<&str> = self.teachers.keys().map(String::as_str).collect();
-        let made = match step(&kind, &mut options, &teachers) {
-            Some(made) => made?,
-            None => {
+        let made = generate::step(&kind, &mut options, &teachers)
+            .or_else(|| curate::step(&kind, &mut options, &teachers))
+            .unwrap_or_else(|| {
                 let error = options.wrong("kind", &format!("no step is of the kind `{kind}`"));
-                return Err(with_nearest(error, &kind, &KINDS));
-            }
-        };
+                let kinds: Vec<&str> = generate::KINDS.into_iter().chain(curate::KINDS).collect();
+                Err(with_nearest(error, &kind, &kinds))
+            })?;
         for name in &made.teachers {
             if !self.teachers.contains_key(name) {
                 let error = options.wrong("teacher", &format!("no teacher is called `{name}`"));

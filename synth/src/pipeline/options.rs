@@ -94,6 +94,14 @@ impl Options {
         Error::config(why).at(&self.path, self.line)
     }
 
+    /// An error of a step that reads its own options, at the line of the key that it names first.
+    pub fn about(&self, kind: &str, error: &Error) -> Error {
+        let key = error.message().split('`').nth(1).and_then(|key| key.split('.').next());
+        let line = key.and_then(|key| self.lines.get(key)).copied().unwrap_or(self.line);
+        let told = Error::config(format!("{kind}: {}", error.message())).at(&self.path, line);
+        error.remedy().map(str::to_string).into_iter().fold(told, Error::hint)
+    }
+
     /// What is left, for a step that reads its own options.
     pub fn take_rest(&mut self) -> toml::Table {
         std::mem::take(&mut self.left)

@@ -198,11 +198,8 @@ impl Runner<'_> {
             }
             teachers.insert(name.clone(), json!([json!(config), files]));
         }
-        let files = stage.made.files.iter().map(|path| {
-            let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-            Ok(blake3::hash(&bytes).to_hex().to_string())
-        });
-        let files: Vec<String> = files.collect::<Result<_>>()?;
+        let files: Vec<Value> =
+            stage.made.files.iter().map(|path| print(path)).collect::<Result<_>>()?;
         let options = json!(stage.told);
         let all = json!([VERSION, self.seed(stage), inputs, options, teachers, files]);
         Ok(blake3::hash(all.to_string().as_bytes()).to_hex().to_string())
@@ -319,6 +316,17 @@ fn open(name: &str) -> Result<Rows> {
 fn fingerprint(rows: &Rows) -> Result<String> {
     let prints = rows.sets().iter().map(|set| set.fingerprint());
     Ok(prints.collect::<Result<Vec<_>>>()?.join(" "))
+}
+
+/// What tells a file from another one in its place: its bytes, or, of a model, its [`sizes`].
+fn print(path: &Path) -> Result<Value> {
+    if path.is_dir() {
+        return Ok(json!(sizes(path)));
+    }
+    let mut hasher = blake3::Hasher::new();
+    let read = std::fs::File::open(path).and_then(|file| hasher.update_reader(file).map(drop));
+    read.map_err(|e| Error::io("read", path, e))?;
+    Ok(json!(hasher.finalize().to_hex().as_str()))
 }
 
 /// Names, lengths and times of the files of a model, so that another one in its place is seen.

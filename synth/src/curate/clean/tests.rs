@@ -1,4 +1,4 @@
-use crate::curate::testing::{chat, prompts, removed, run, with};
+use crate::curate::testing::{chat, prompts, refused, removed, run, with};
 
 #[test]
 fn each_rule_has_its_reason_and_good_rows_stay() {
@@ -82,8 +82,7 @@ fn values_without_a_meaning_are_refused() {
         ("refusal_patterns = ['(']", "clean: `refusal_patterns`: expected regular expressions"),
         ("emojis = { most = 1, per_100_words = -1 }", "clean: `emojis.per_100_words`"),
     ] {
-        let made = crate::curate::step("clean", toml::from_str(options).unwrap()).unwrap();
-        let error = made.err().unwrap().to_string();
+        let error = refused("clean", options);
         assert!(error.starts_with(told), "{error}");
     }
 }

@@ -78,6 +78,10 @@ impl Checked for Decontaminate {
             false => Ok(()),
         }
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.against.clone()
+    }
 }
 
 impl Decontaminate {

@@ -7,21 +7,21 @@ use halter_core::train::progress::Unit;
 use halter_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::number;
+use crate::generate::number;
 use crate::pipeline::Options;
 use crate::row::Row;
 use crate::step::{Outcome, Removed, Run};
 
 /// Who is asked, and how.
 #[derive(Debug, Clone)]
-pub(super) struct Asking {
+pub(crate) struct Asking {
     pub teacher: String,
     pub sampling: Sampling,
     pub max_new_tokens: usize,
 }
 
 /// The name in `key`, or the only teacher.
-pub(super) fn teacher(options: &mut Options, key: &str, teachers: &[&str]) -> Result<String> {
+pub(crate) fn teacher(options: &mut Options, key: &str, teachers: &[&str]) -> Result<String> {
     match (options.get::<String>(key)?, teachers) {
         (Some(name), _) => Ok(name),
         (None, [only]) => Ok(only.to_string()),
@@ -83,6 +83,17 @@ impl Asking {
         question.sampling = self.sampling;
         question.draw = number(&format!("{seed} {draw}"));
         question
+    }
+
+    /// The likeliest answer of a teacher, which is the same whatever the seed.
+    pub fn likeliest(teacher: &str, max_new_tokens: usize) -> Self {
+        Self { teacher: teacher.into(), sampling: Sampling::GREEDY, max_new_tokens }
+    }
+
+    /// A user's message; equal ones have one answer.
+    pub fn once(&self, text: &str) -> Question {
+        let question = Question::of_user(text, self.max_new_tokens);
+        Question { sampling: self.sampling, ..question }
     }
 
     /// The answers, in the questions' order. What they took is added to the figures.
@@ -160,7 +171,7 @@ fn told(number: f32) -> f64 {
 }
 
 /// The text of an answer that is there, is whole and says something; else the row is removed.
-pub(super) fn whole(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) -> Option<String> {
+pub(crate) fn whole(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) -> Option<String> {
     let (reason, detail) = match answer {
         Err(error) => ("no answer", error.to_string()),
         Ok(answer) if !answer.is_whole() => ("cut off", excerpt(answer.text())),
@@ -172,12 +183,12 @@ pub(super) fn whole(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) ->
 }
 
 /// A row that goes no further.
-pub(super) fn remove(outcome: &mut Outcome, row: &Row, reason: &'static str, detail: &str) {
+pub(crate) fn remove(outcome: &mut Outcome, row: &Row, reason: &'static str, detail: &str) {
     outcome.removed.push(Removed { row: row.clone(), reason, detail: excerpt(detail) });
 }
 
 /// So much of a text as a reader needs.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     const CHARS: usize = 300;
     match text.char_indices().nth(CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -186,8 +197,24 @@ pub(super) fn excerpt(text: &str) -> String {
 }
 
 /// A row that is nothing but a user's message.
-pub(super) fn prompt_row(text: &str) -> Row {
+pub(crate) fn prompt_row(text: &str) -> Row {
     let mut row = Row::default();
     row.set("prompt", json!([{"role": "user", "content": text}]));
     row
+}
+
+/// What a model said after its thinking.
+pub(crate) fn after_thinking(said: &str) -> &str {
+    said.rsplit_once("</think>").map_or(said, |(_, answer)| answer).trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinking_is_not_part_of_the_answer() {
+        assert_eq!(after_thinking("<think>no: 0</think>\n yes "), "yes");
+        assert_eq!(after_thinking("yes"), "yes");
+    }
 }
