@@ -104,7 +104,7 @@ fn a_step_is_made_again_where_something_changed_and_only_there() {
     assert_eq!(run(&[]), [true, false, true]);
     place.write("pipeline.toml", PIPELINE.replace("temperature = 0.5", "temperature = 0.6"));
     assert_eq!(run(&[]), [true, false, false]);
-    assert!(place.text("out/report.html").contains("<td>solutions</td>"));
+    assert!(place.text("out/report.html").contains("<td>solutions<br>"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use halter_core::endpoint::Teacher;
 use halter_core::train::files::{atomic_write, remove_temporaries};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::{Progress, counted};
-use halter_core::{Error, Result};
+use halter_core::{Error, Result, bundled};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -320,6 +320,8 @@ fn fingerprint(rows: &Rows) -> Result<String> {
 
 /// What tells a file from another one in its place: its bytes, or, of a model, its [`sizes`].
 fn print(path: &Path) -> Result<Value> {
+    let bundled = bundled::path(&path.to_string_lossy())?;
+    let path = bundled.as_deref().unwrap_or(path);
     if path.is_dir() {
         return Ok(json!(sizes(path)));
     }
