@@ -26,6 +26,8 @@ pub struct Prediction {
     pub peak_bytes: usize,
     /// Seconds that it takes.
     pub seconds: f64,
+    /// Whether it may well be less: completions can end before their time.
+    pub is_bound: bool,
 }
 
 /// Who knows the commands that stages are.

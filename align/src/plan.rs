@@ -175,7 +175,11 @@ impl Plan {
         if !step.missing.is_empty() {
             return Ok(Expected::Missing);
         }
-        let is_model = |input: &usize| self.graph.nodes[*input].kind.answers;
+        // What a reward model says of completions does not decide what they need.
+        let is_model = |input: &usize| {
+            let kind = self.graph.nodes[*input].kind;
+            kind.answers || kind.name == "reward"
+        };
         if node.inputs.iter().all(|input| is_model(input) || self.is_done(*input)) {
             let stand_in = |at: usize| match is_model(&at) {
                 true => self.recipe.model.clone(),
@@ -319,19 +323,18 @@ impl Plan {
 }
 
 fn told(step: &Step) -> String {
-    let memory = |bytes: usize| gigabytes(bytes);
+    let needed = |needs: &Prediction| {
+        let most = if needs.is_bound { "at most " } else { "" };
+        format!("{}, {most}{}", gigabytes(needs.peak_bytes), duration(needs.seconds))
+    };
     match &step.expected {
-        Expected::Planned(needs) => {
-            format!("{}, {}", memory(needs.peak_bytes), duration(needs.seconds))
+        Expected::Planned(needs) => needed(needs),
+        Expected::WithBase(needs) => {
+            format!("{} (with the base in its model's place)", needed(needs))
         }
-        Expected::WithBase(needs) => format!(
-            "{}, {} (with the base in its model's place)",
-            memory(needs.peak_bytes),
-            duration(needs.seconds)
-        ),
         Expected::Before(seconds, bytes) => {
             let memory =
-                bytes.map_or(String::new(), |bytes| format!("{}, ", memory(bytes as usize)));
+                bytes.map_or(String::new(), |bytes| format!("{}, ", gigabytes(bytes as usize)));
             format!("{memory}{} (as in another round)", duration(*seconds))
         }
         Expected::After(name) => format!("known once {name} has run"),

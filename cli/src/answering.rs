@@ -2,15 +2,22 @@
 
 use std::path::PathBuf;
 
+use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::engine::{EngineOptions, Request};
 use halter_core::generate::sampling::Sampling;
 use halter_core::generate::session::Job;
 use halter_core::train::source::SourceSpec;
 use halter_core::{Error, ErrorKind, bundled, device};
+use serde_json::Value;
 
 /// Tokens of a completion where nothing is said.
 pub const MAX_NEW_TOKENS: usize = 256;
+
+/// Rows whose lengths are looked at beforehand.
+const LOOKED_AT: usize = 32;
+/// Of text, about.
+pub const BYTES_OF_A_TOKEN: usize = 4;
 
 /// The model that answers.
 #[derive(Debug, clap::Args)]
@@ -43,7 +50,35 @@ pub struct ModelArgs {
     /// Most completions that are generated at once
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Model",
           value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
+    pub batch_size: u16,
+}
+
+/// What a command that generates has before it.
+pub struct Load {
+    /// Prompts, and texts that are scored.
+    pub prompts: usize,
+    /// About how many tokens these have.
+    pub read: usize,
+    /// Completions in all.
+    pub completions: usize,
+    /// Most tokens of one.
+    pub max_new_tokens: usize,
+}
+
+impl Load {
+    /// Completions of the rows of data sets. Their tokens are guessed from the first rows' lengths.
+    pub fn of_rows(rows: &Rows, each: usize, max_new_tokens: usize) -> anyhow::Result<Self> {
+        let prompts = rows.len() as usize;
+        let mut bytes = 0;
+        let looked_at = prompts.min(LOOKED_AT);
+        for row in 0..looked_at {
+            if let Some((set, row)) = rows.find(row as u64) {
+                bytes += Value::Object(set.row(row)?).to_string().len();
+            }
+        }
+        let read = bytes / BYTES_OF_A_TOKEN * prompts / looked_at.max(1);
+        Ok(Self { prompts, read, completions: each * prompts, max_new_tokens })
+    }
 }
 
 impl ModelArgs {

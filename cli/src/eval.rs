@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use halter_core::data::dataset::Dataset;
+use halter_core::data::record::{Message, Turn};
 use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::engine::EngineOptions;
@@ -25,7 +26,7 @@ use halter_rejection_sampling::sample::{Sampler, Variant};
 use halter_rejection_sampling::scorer::{ScorerSpec, WeightedSum};
 use serde_json::{Map, Value, json};
 
-use crate::answering::{ModelArgs, SamplingArgs, resumable};
+use crate::answering::{BYTES_OF_A_TOKEN, Load, ModelArgs, SamplingArgs, resumable};
 use crate::{Context, interrupt, progress};
 
 /// Measure a model on benchmarks: accuracy of choices and of completions
@@ -158,6 +159,44 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
                 .hint("the samples have the reasons; they count as wrong")
                 .into())
         }
+    }
+}
+
+impl Args {
+    /// The model, and what it will have to do.
+    pub fn load(&self) -> anyhow::Result<(&ModelArgs, Load)> {
+        let mut load = Load { prompts: 0, read: 0, completions: 0, max_new_tokens: 0 };
+        let tokens = |text: &str| text.len() / BYTES_OF_A_TOKEN;
+        for Opened { task, .. } in open_tasks(self)? {
+            match task.questions {
+                Questions::Choice(questions) => {
+                    load.prompts += questions.len();
+                    for choice in &questions {
+                        let texts = choice.choices.iter().chain([&choice.context]);
+                        load.read += texts.map(|text| tokens(text)).sum::<usize>();
+                    }
+                }
+                Questions::Open(questions, completed) => {
+                    let most = self.max_new_tokens(completed);
+                    load.max_new_tokens = load.max_new_tokens.max(most);
+                    load.prompts += questions.len();
+                    load.completions += questions.len() * usize::from(self.num_completions);
+                    for question in &questions {
+                        load.read += match &question.prompt {
+                            Turn::Text(text) => tokens(text),
+                            Turn::Messages(messages) => {
+                                messages.iter().filter_map(Message::content).map(tokens).sum()
+                            }
+                        };
+                    }
+                }
+            }
+        }
+        Ok((&self.model, load))
+    }
+
+    fn max_new_tokens(&self, completed: &Completed) -> usize {
+        self.sampling.max_new_tokens.unwrap_or(completed.max_new_tokens)
     }
 }
 
@@ -319,7 +358,7 @@ impl Runner<'_> {
                     rows,
                     scorer,
                     variants: &[way],
-                    max_new_tokens: self.max_new_tokens(completed),
+                    max_new_tokens: self.args.max_new_tokens(completed),
                     stop_tokens: &self.stop_tokens,
                     stop: &self.stop(completed),
                     seed: self.args.sampling.seed,
@@ -329,10 +368,6 @@ impl Runner<'_> {
             }
         }
         file.finish()
-    }
-
-    fn max_new_tokens(&self, completed: &Completed) -> usize {
-        self.args.sampling.max_new_tokens.unwrap_or(completed.max_new_tokens)
     }
 
     fn stop(&self, completed: &Completed) -> Vec<String> {
@@ -367,7 +402,7 @@ impl Runner<'_> {
                 "top_p": sampling.top_p,
                 "min_p": sampling.min_p,
                 "repetition_penalty": sampling.repetition_penalty,
-                "max_new_tokens": self.max_new_tokens(completed),
+                "max_new_tokens": self.args.max_new_tokens(completed),
                 "stop": self.stop(completed),
                 "stop_tokens": self.stop_tokens,
                 "seed": self.args.sampling.seed,

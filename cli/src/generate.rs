@@ -20,7 +20,7 @@ use halter_core::{Error, ErrorKind, bundled};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::answering::{MAX_NEW_TOKENS, ModelArgs, SamplingArgs, job};
+use crate::answering::{Load, MAX_NEW_TOKENS, ModelArgs, SamplingArgs, job};
 use crate::{Context, interrupt, progress};
 
 /// Complete the prompts of a data set
@@ -227,6 +227,14 @@ fn check(args: &Args, output: Option<&Path>, context: &Context) -> anyhow::Resul
             .into()),
         Some(path) if !args.resume => Ok(ResultFile::refuse_occupied(path)?),
         _ => Ok(()),
+    }
+}
+
+impl Args {
+    /// The model, and what it will have to do.
+    pub fn load(&self) -> anyhow::Result<(&ModelArgs, Load)> {
+        let most = self.sampling.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+        Ok((&self.model, Load::of_rows(&open(self)?, self.num_completions as usize, most)?))
     }
 }
 

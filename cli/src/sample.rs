@@ -18,7 +18,7 @@ use halter_rejection_sampling::sample::{
 use halter_rejection_sampling::scorer::{ScorerSpec, WeightedSum};
 use serde_json::{Map, Value, json};
 
-use crate::answering::{MAX_NEW_TOKENS, ModelArgs, SamplingArgs, resumable};
+use crate::answering::{Load, MAX_NEW_TOKENS, ModelArgs, SamplingArgs, resumable};
 use crate::{Context, interrupt, progress};
 
 /// Least score where verifiers judge: what is right has 1, what is wrong 0.
@@ -109,9 +109,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         false => None,
     };
     let began_at = began_at.unwrap_or_else(|| Moment::now().0);
-    let format = args.format.as_deref().map(Format::from_str).transpose()?;
-    let options = DataOptions { format, columns: Columns::parse(&args.column)? };
-    let rows = Rows::open(&args.data, &options)?;
+    let rows = args.rows()?;
     rows.sets().iter().for_each(|set| progress.note(&format!("data: {set}")));
     let generator = args.model.open(Some(began_at))?;
     progress.note(&format!("model: {}", generator.name));
@@ -150,6 +148,21 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         ("scorer".to_string(), json!(args.scorer.join(" + "))),
     ]);
     finish(&args, &keep, &outcome, &completions, progress.as_mut(), context)
+}
+
+impl Args {
+    /// The model, and what it will have to do.
+    pub fn load(&self) -> anyhow::Result<(&ModelArgs, Load)> {
+        let each = usize::from(self.num_completions);
+        let most = self.sampling.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+        Ok((&self.model, Load::of_rows(&self.rows()?, each, most)?))
+    }
+
+    fn rows(&self) -> anyhow::Result<Rows> {
+        let format = self.format.as_deref().map(Format::from_str).transpose()?;
+        let options = DataOptions { format, columns: Columns::parse(&self.column)? };
+        Ok(Rows::open(&self.data, &options)?)
+    }
 }
 
 /// Refuses what can be refused before anything is opened.

@@ -106,12 +106,6 @@ fn prompt_len(row: &Row) -> usize {
     end - mask[..end].iter().rev().take_while(|&&trained| trained).count()
 }
 
-/// Forward passes that writing a row costs, so many at once: few rows wait for the weights at every
-/// token. Measured on SmolLM2-135M (docs/reference/performance.md, "Generation").
-pub fn writing_passes(together: f64) -> f64 {
-    (16.0 / together.max(1.0)).max(1.9)
-}
-
 impl Writing {
     /// Bytes that `model` needs to write so many rows: keys, values and logits.
     pub fn bytes(&self, model: &Decoder, rows: usize) -> usize {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use halter_core::data::view::Encoder;
+use halter_core::memory::generation::writing_passes;
 use halter_core::memory::plan::Needs;
 use halter_core::model::Decoder;
 use halter_core::model::param::Grads;
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use crate::config::{DistillConfig, DistillOptions};
 use crate::cross::Cross;
 use crate::inside::{Inside, LayerMap, Widths};
-use crate::lesson::{Lesson, Writing, writing_passes};
+use crate::lesson::{Lesson, Writing};
 use crate::row::TaughtRow;
 use crate::step::{self, Objective};
 use crate::teacher::Teacher;

@@ -1,6 +1,6 @@
 //! What this binary's commands say of the stages of a recipe.
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use halter_align::kind::{Form, Kind};
 use halter_align::recipe::{Recipe, Stage, nearest};
 use halter_align::{Commands, Prediction, run::flags};
@@ -19,8 +19,8 @@ use halter_rejection_sampling::Reward;
 use halter_sft::Sft;
 use halter_sft::config::SftOptions;
 
+use super::predict;
 use crate::Cli;
-use clap::Parser;
 
 /// The commands of this binary.
 pub struct Binary {
@@ -54,17 +54,20 @@ impl Commands for Binary {
     ) -> Result<Option<Prediction>> {
         let is_there = is_there && self.predicts;
         match (kind.form, kind.name) {
-            (Form::Flags, _) => parse(kind, options).map(|()| None),
-            (_, "sft") => predict::<Sft>(&config(options)?, is_there),
-            (_, "reward") => predict::<Reward>(&config(options)?, is_there),
+            (Form::Flags, _) => match parse(kind, options)? {
+                Some(cli) if is_there => predict::of(&cli.command).map_err(told),
+                _ => Ok(None),
+            },
+            (_, "sft") => of_training::<Sft>(&config(options)?, is_there),
+            (_, "reward") => of_training::<Reward>(&config(options)?, is_there),
             (_, "dpo") => {
                 let config = config::<DpoOptions>(options)?;
                 match config.method.loss {
-                    Losses::Pairs(_) => predict::<Dpo>(&config, is_there),
-                    Losses::Unpaired(_) => predict::<Kto>(&config, is_there),
+                    Losses::Pairs(_) => of_training::<Dpo>(&config, is_there),
+                    Losses::Unpaired(_) => of_training::<Kto>(&config, is_there),
                 }
             }
-            _ => predict::<Distill>(&config(options)?, is_there),
+            _ => of_training::<Distill>(&config(options)?, is_there),
         }
     }
 }
@@ -75,7 +78,10 @@ fn config<O: MethodOptions>(options: &toml::Table) -> Result<Config<O>> {
     Config::from_toml(&text, std::path::Path::new("options"))
 }
 
-fn predict<M: Method>(config: &Config<M::Options>, is_there: bool) -> Result<Option<Prediction>> {
+fn of_training<M: Method>(
+    config: &Config<M::Options>,
+    is_there: bool,
+) -> Result<Option<Prediction>> {
     config.validate()?;
     if !is_there {
         return Ok(None);
@@ -84,6 +90,7 @@ fn predict<M: Method>(config: &Config<M::Options>, is_there: bool) -> Result<Opt
     Ok(Some(Prediction {
         peak_bytes: prepared.plan.peak_bytes(),
         seconds: prepared.plan.seconds_per_step * prepared.total_steps as f64,
+        is_bound: false,
     }))
 }
 
@@ -124,16 +131,21 @@ fn check_flags(stage: &Stage, recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Whether the command takes these options.
-fn parse(kind: &Kind, options: &toml::Table) -> Result<()> {
+/// What a command says of its data, as this crate's error.
+fn told(error: anyhow::Error) -> Error {
+    error.downcast().unwrap_or_else(|other| Error::data(format!("{other:#}")))
+}
+
+/// The command with these options, if it takes them.
+fn parse(kind: &Kind, options: &toml::Table) -> Result<Option<Cli>> {
     if command(kind).is_none() {
-        return Ok(());
+        return Ok(None);
     }
     let words = ["halter"].into_iter().chain(kind.name.split(' ')).map(str::to_string);
     let rest = flags(kind, options).into_iter();
     let output = ["--output".to_string(), "output".to_string()];
     match Cli::try_parse_from(words.chain(rest).chain(output)) {
-        Ok(_) => Ok(()),
+        Ok(cli) => Ok(Some(cli)),
         Err(error) => {
             let text = error.to_string();
             let told = text.lines().take_while(|line| !line.trim().is_empty());

@@ -20,7 +20,7 @@ use crate::train::source::{Source, SourceSpec};
 use crate::{Error, Result};
 
 /// Most tokens whose keys and values are held where nothing is said.
-const CACHE_TOKENS: usize = 1 << 16;
+pub(crate) const CACHE_TOKENS: usize = 1 << 16;
 
 /// A model that answers.
 pub struct Generator {

@@ -284,7 +284,7 @@ fn step_operations(model: &Decoder, input: PlanInput, needs: &Needs, recomputed:
 }
 
 /// Floating-point operations a second of a product like the model's, measured for a moment.
-fn product_speed(hidden: usize) -> f64 {
+pub(super) fn product_speed(hidden: usize) -> f64 {
     let (m, k) = (256, hidden.clamp(64, 2048));
     let n = 3 * k;
     let (x, w) = (vec![1f32; m * k], vec![1f32; n * k]);
