@@ -176,7 +176,9 @@ impl Chunk<'_> {
                 logits.par_chunks_mut(vocabulary).zip(lse).zip(&row_weights).for_each(
                     |((row, &lse), &weight)| {
                         let (lse, weight) = (lse as f32, weight as f32);
-                        vectorize!(row.iter_mut().for_each(|x| *x = -weight * exp(*x - lse)));
+                        vectorize!(for x in row.iter_mut() {
+                            *x = -weight * exp(*x - lse);
+                        });
                     },
                 );
                 for (entry, g) in self.entries.iter().zip(dlogps) {

@@ -197,8 +197,10 @@ impl<'a> Student<'a> {
             });
             distances
         });
-        let beyond = &mut self.logits[shared..];
-        vectorize!(beyond.iter_mut().for_each(|s| *s = ce_weight * exp(plain.logp(*s))));
+        // A loop, as what `for_each` calls may not be inlined, and is scalar then.
+        vectorize!(for s in &mut self.logits[shared..] {
+            *s = ce_weight * exp(plain.logp(*s));
+        });
         self.subtract_targets();
         distances
     }
@@ -208,7 +210,10 @@ impl<'a> Student<'a> {
         let ids = &top.ids[row * top.k..(row + 1) * top.k];
         let logps = &top.logps[row * top.k..(row + 1) * top.k];
         let inverse = (1.0 / self.comparison.temperature) as f32;
-        let all = Normalizer::of(self.logits, inverse);
+        let all = match self.comparison.temperature == 1.0 {
+            true => self.plain,
+            false => Normalizer::of(self.logits, inverse),
+        };
         let logq = |logit: f32| all.logp(logit);
         // The mass outside, added up apart: one less the mass inside would cancel.
         scratch.clear();
@@ -233,9 +238,15 @@ impl<'a> Student<'a> {
             let distances = self.distances(f64::from(divergence));
             // Each token outside has its share of what the class is charged.
             let outside = weight * (h_rest / exp(rest).max(f32::MIN_POSITIVE) - h);
-            vectorize!(self.logits.iter_mut().for_each(|s| {
-                *s = outside * exp(logq(*s)) + ce_weight * exp(plain.logp(*s));
-            }));
+            let logits = &mut *self.logits;
+            match ce_weight == 0.0 {
+                true => vectorize!(for s in logits.iter_mut() {
+                    *s = outside * exp(all.logp(*s));
+                }),
+                false => vectorize!(for s in logits.iter_mut() {
+                    *s = outside * exp(all.logp(*s)) + ce_weight * exp(plain.logp(*s));
+                }),
+            }
             for ((&id, &logp), &logit) in ids.iter().zip(logps).zip(&*scratch) {
                 let (_, own) = of(logp, logq(logit));
                 self.logits[id as usize] =
