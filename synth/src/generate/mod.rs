@@ -3,6 +3,7 @@
 
 mod answer;
 mod backtranslate;
+mod code;
 mod dialogue;
 mod evol_instruct;
 mod magpie;
@@ -23,9 +24,10 @@ use crate::step::{Made, Questions};
 use crate::{asking, template};
 
 /// What `kind` of a step may be.
-pub const KINDS: [&str; 10] = [
+pub const KINDS: [&str; 11] = [
     "answer",
     "backtranslate",
+    "code",
     "dialogue",
     "evol-instruct",
     "magpie",
@@ -41,6 +43,7 @@ pub fn step(kind: &str, options: &mut Options, teachers: &[&str]) -> Option<Resu
     Some(match kind {
         "answer" => answer::Answer::made(options, teachers),
         "backtranslate" => backtranslate::Backtranslate::made(options, teachers),
+        "code" => code::Code::made(options, teachers),
         "dialogue" => dialogue::Dialogue::made(options, teachers),
         "evol-instruct" => evol_instruct::EvolInstruct::made(options, teachers),
         "magpie" => magpie::Magpie::made(options, teachers),

@@ -1,6 +1,8 @@
 //! Every step with a teacher that says what a script says, well-formed or not.
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+mod code;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
