@@ -135,8 +135,12 @@ fn strings<'a>(row: &'a Map<String, Value>, column: &str) -> Result<Option<Vec<&
     }
 }
 
-/// The programs that test, at least one.
-fn tests_of(row: &Map<String, Value>) -> Result<Vec<String>> {
+/// The programs that test the code of `row`, at least one; [`check`] says in which columns they are.
+///
+/// # Errors
+///
+/// Where the row has none, or a column is not what it should be.
+pub fn tests_of(row: &Map<String, Value>) -> Result<Vec<String>> {
     let list = match row.get("tests") {
         Some(Value::String(tests)) => Some(vec![tests.as_str()]),
         _ => strings(row, "tests")?,

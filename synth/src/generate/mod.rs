@@ -3,7 +3,9 @@
 
 mod answer;
 mod backtranslate;
+mod code;
 mod dialogue;
+mod documents;
 mod evol_instruct;
 mod magpie;
 mod maths;
@@ -15,6 +17,7 @@ mod rows;
 mod self_instruct;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use halter_core::Result;
 
@@ -23,10 +26,12 @@ use crate::step::{Made, Questions};
 use crate::{asking, template};
 
 /// What `kind` of a step may be.
-pub const KINDS: [&str; 10] = [
+pub const KINDS: [&str; 13] = [
     "answer",
     "backtranslate",
+    "code",
     "dialogue",
+    "documents",
     "evol-instruct",
     "magpie",
     "maths",
@@ -34,6 +39,7 @@ pub const KINDS: [&str; 10] = [
     "preferences",
     "rows",
     "self-instruct",
+    "tools",
 ];
 
 /// The step of a kind; `None` where there is no such kind. `teachers` are the names that there are.
@@ -41,7 +47,9 @@ pub fn step(kind: &str, options: &mut Options, teachers: &[&str]) -> Option<Resu
     Some(match kind {
         "answer" => answer::Answer::made(options, teachers),
         "backtranslate" => backtranslate::Backtranslate::made(options, teachers),
+        "code" => code::Code::made(options, teachers),
         "dialogue" => dialogue::Dialogue::made(options, teachers),
+        "documents" => documents::Documents::made(options, teachers),
         "evol-instruct" => evol_instruct::EvolInstruct::made(options, teachers),
         "magpie" => magpie::Magpie::made(options, teachers),
         "maths" => maths::Maths::made(options, teachers),
@@ -49,6 +57,7 @@ pub fn step(kind: &str, options: &mut Options, teachers: &[&str]) -> Option<Resu
         "preferences" => preferences::Preferences::made(options, teachers),
         "rows" => rows::Read::made(options),
         "self-instruct" => self_instruct::SelfInstruct::made(options, teachers),
+        "tools" => tools::UseTools::made(options, teachers),
         _ => return None,
     })
 }

@@ -74,6 +74,14 @@ pub(crate) fn score(reply: &str, mark: &str, least: f64, most: f64) -> Option<f6
     (least..=most).contains(&number).then_some(number)
 }
 
+/// The JSON that a reply is, after its thinking and without a fence around all of it.
+pub(crate) fn json(reply: &str) -> Option<Value> {
+    let text = super::asking::after_thinking(reply);
+    let fenced = text.strip_prefix("```").and_then(|text| text.strip_suffix("```"));
+    let text = fenced.map_or(text, |text| text.strip_prefix("json").unwrap_or(text));
+    serde_json::from_str(text.trim()).ok()
+}
+
 /// A text without the quotes or fence around it.
 pub(crate) fn bare(text: &str) -> &str {
     let text = text.trim();

@@ -1,6 +1,10 @@
 //! Every step with a teacher that says what a script says, well-formed or not.
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
+mod code;
+mod documents;
+mod tools;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,7 +20,7 @@ use crate::row::Row;
 use crate::step::{Outcome, Run};
 
 /// Answers by a function of the question's last text; no text is no answer, a text that ends with
-/// `…` was cut off.
+/// `…` was cut off, and what follows `calls:` are native calls.
 struct Scripted(fn(&str) -> Option<String>);
 
 impl Teacher for Scripted {
@@ -36,8 +40,13 @@ impl Teacher for Scripted {
                 Turn::Messages(turns) => turns.last().unwrap().content().unwrap().to_string(),
             };
             let said = (self.0)(&asked).ok_or_else(|| Error::data("the server is down"))?;
+            let mut message = Message::new("assistant", &said);
+            if let Some(calls) = said.strip_prefix("calls:") {
+                message.0.insert("content".into(), Value::Null);
+                message.0.insert("tool_calls".into(), serde_json::from_str(calls).unwrap());
+            }
             Ok(Answer {
-                message: Message::new("assistant", &said),
+                message,
                 finish: if said.ends_with('…') { "length" } else { "stop" }.into(),
                 logprobs: None,
                 usage: Usage { prompt_tokens: 10, completion_tokens: 5 },
