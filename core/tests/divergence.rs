@@ -189,6 +189,19 @@ fn tokens_that_only_one_model_has_are_left_out() {
             }
             let shared = padded.narrow(1, 0, 30).unwrap().contiguous().unwrap();
             assert_relative("padded", &shared, &gradient, 1e-5);
+            if of_teacher > 30 {
+                // All of the teacher's tokens, told one by one.
+                let top = || {
+                    let logits = matrix(&teacher, DType::F32);
+                    TeacherRows::Top(TopLogps::of(&logits, of_teacher, 1.0).unwrap())
+                };
+                let logits = matrix(&cut(&student, of_student), dtype);
+                let (found, told) = run(&ctx, &logits, comparison, &charges, &top);
+                for (found, plain) in found.iter().zip(&plain) {
+                    assert!((found.divergence - plain.divergence).abs() < 1e-5);
+                }
+                assert_relative("told", &told, &gradient, 5e-5);
+            }
             if of_student > 30 {
                 let beyond = padded.narrow(1, 30, 7).unwrap().abs().unwrap().sum_all().unwrap();
                 let beyond = beyond.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();

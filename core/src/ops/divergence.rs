@@ -59,7 +59,7 @@ pub struct Charge {
 pub enum TeacherRows {
     /// Logits `(rows, vocabulary)`. Tokens that only one of the two models has are left out.
     Logits(Buffer),
-    /// The likeliest tokens.
+    /// The likeliest tokens. Those that the student has not are left out.
     Top(TopLogps),
 }
 
@@ -102,7 +102,10 @@ pub fn forward_and_backward(
         let (charges, after) = rest.split_at(chunk.entries.len());
         rest = after;
         let logits = chunk.logits(ctx, hidden, weight)?;
-        let teacher = teacher(chunk.start..chunk.start + chunk.rows)?;
+        let teacher = match teacher(chunk.start..chunk.start + chunk.rows)? {
+            TeacherRows::Top(top) => TeacherRows::Top(top.within(weight.dim(0)?)),
+            logits => logits,
+        };
         let rows = Rows { chunk: &chunk, charges, comparison, teacher: &teacher };
         let dlogits = if ctx.is_fused(&logits) {
             found.extend(rows.fused(&logits)?);

@@ -81,4 +81,33 @@ impl TopLogps {
             rest: self.rest[rows].to_vec(),
         }
     }
+
+    /// The same without the tokens from `vocabulary` on, which the student has not; the others' mass is
+    /// one again.
+    pub(super) fn within(self, vocabulary: usize) -> Self {
+        let k = self.k.min(vocabulary);
+        if k == self.k && self.ids.iter().all(|&id| (id as usize) < vocabulary) {
+            return self;
+        }
+        let mut all = Self { k, ..Self::default() };
+        for row in 0..self.rest.len() {
+            let entries = row * self.k..(row + 1) * self.k;
+            let told = self.ids[entries.clone()].iter().zip(&self.logps[entries]);
+            let (mut known, foreign): (Vec<_>, Vec<_>) = told
+                .map(|(&id, &logp)| (id, logp))
+                .partition(|&(id, _)| (id as usize) < vocabulary);
+            known.truncate(k);
+            let lost: f64 = foreign.iter().map(|&(_, logp)| f64::from(logp).exp()).sum();
+            let left = (1.0 - lost).max(f64::from(f32::EPSILON)).ln() as f32;
+            let taken: Vec<u32> = known.iter().map(|&(id, _)| id).collect();
+            let free = (0..vocabulary as u32).rev().filter(|id| !taken.contains(id));
+            let filled = known.into_iter().chain(free.map(|id| (id, LEAST))).take(k);
+            for (id, logp) in filled {
+                all.ids.push(id);
+                all.logps.push((logp - left).max(LEAST));
+            }
+            all.rest.push((self.rest[row] - left).max(LEAST));
+        }
+        all
+    }
 }
