@@ -9,6 +9,17 @@ pub enum Form {
     Flags,
 }
 
+/// How a command goes on with what a killed one left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resumes {
+    /// With `--resume`.
+    Flag,
+    /// Whenever it is given the same output.
+    Itself,
+    /// It does not.
+    Never,
+}
+
 /// A command that can be a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
@@ -20,8 +31,8 @@ pub struct Kind {
     pub positional: Option<&'static str>,
     /// The file below `--output`'s directory that it is given, where it wants a file.
     pub file: Option<&'static str>,
-    /// Whether `--resume` continues it.
-    pub resumes: bool,
+    /// How it is continued.
+    pub resumes: Resumes,
     /// Whether it is given the seed of the round.
     pub seeded: bool,
     /// Whether its result is a model that answers.
@@ -33,7 +44,7 @@ const PLAIN: Kind = Kind {
     form: Form::Flags,
     positional: None,
     file: None,
-    resumes: true,
+    resumes: Resumes::Flag,
     seeded: true,
     answers: false,
 };
@@ -42,7 +53,7 @@ const TRAINING: Kind = Kind { form: Form::Config, answers: true, ..PLAIN };
 /// What measures a model.
 pub const EVAL: Kind = Kind { name: "eval", ..PLAIN };
 /// What measures how far a model's completions are from those of the base.
-pub const DRIFT: Kind = Kind { name: "drift", resumes: false, seeded: false, ..PLAIN };
+pub const DRIFT: Kind = Kind { name: "drift", resumes: Resumes::Never, seeded: false, ..PLAIN };
 
 /// All of them but [`DRIFT`], which a recipe does not name.
 pub const KINDS: [Kind; 11] = [
@@ -51,10 +62,22 @@ pub const KINDS: [Kind; 11] = [
     Kind { name: "sft", ..TRAINING },
     Kind { name: "dpo", ..TRAINING },
     Kind { name: "distill", ..TRAINING },
-    Kind { name: "distill capture", file: Some("teacher.logps"), seeded: false, ..PLAIN },
-    Kind { name: "distill init", resumes: false, seeded: false, answers: true, ..PLAIN },
-    Kind { name: "merge", resumes: false, seeded: false, answers: true, ..PLAIN },
-    Kind { name: "synth", positional: Some("pipeline"), seeded: false, ..PLAIN },
+    Kind {
+        name: "distill capture",
+        file: Some("teacher.logps"),
+        resumes: Resumes::Itself,
+        seeded: false,
+        ..PLAIN
+    },
+    Kind { name: "distill init", resumes: Resumes::Never, seeded: false, answers: true, ..PLAIN },
+    Kind { name: "merge", resumes: Resumes::Never, seeded: false, answers: true, ..PLAIN },
+    Kind {
+        name: "synth",
+        positional: Some("pipeline"),
+        resumes: Resumes::Itself,
+        seeded: false,
+        ..PLAIN
+    },
     Kind { name: "generate", file: Some("completions.jsonl"), ..PLAIN },
     EVAL,
 ];
@@ -65,7 +88,7 @@ pub fn named(name: &str) -> Option<&'static Kind> {
 }
 
 /// Keys whose values name files, models and data sets.
-pub const INPUTS: [&str; 16] = [
+pub const INPUTS: [&str; 17] = [
     "model",
     "adapter",
     "base",
@@ -80,6 +103,7 @@ pub const INPUTS: [&str; 16] = [
     "scorer",
     "task",
     "teacher",
+    "teacher_config",
     "teacher_logps",
     "tokenizer",
 ];

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cache::Done;
 use crate::graph::Node;
-use crate::kind::{Form, Kind};
+use crate::kind::{Form, Kind, Resumes};
 use crate::plan::{Plan, Status, Step, duration};
 use crate::report;
 
@@ -172,7 +172,7 @@ fn one(
         progress.note(&format!("{}: {why}; it is run again", step.directory.display()));
         plan.store.clear(&node.name, &step.key)?;
     }
-    let mut resumed = matches!(step.status, Status::Begun) && node.kind.resumes;
+    let mut resumed = matches!(step.status, Status::Begun) && node.kind.resumes != Resumes::Never;
     if !resumed {
         plan.store.clear(&node.name, &step.key)?;
     }
@@ -227,7 +227,7 @@ fn job(kind: &Kind, step: &Step, config: &Path, stdout: &Path, resume: bool) -> 
         None => step.directory.clone(),
     };
     arguments.extend(["--output".into(), output.display().to_string(), "--json".into()]);
-    if resume {
+    if resume && kind.resumes == Resumes::Flag {
         arguments.push("--resume".into());
     }
     Job { arguments, output: step.directory.clone(), stdout: stdout.to_path_buf() }
