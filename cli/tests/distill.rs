@@ -186,6 +186,9 @@ fn wrong_input_is_refused() {
     done(&place, &[&["capture", "--model", "teacher", "--data", "m.jsonl", "--output", "told"]]);
     place.write("few.jsonl", place.text("m.jsonl").lines().next().unwrap());
     place.write("text.txt", "not of log-probs\n");
+    place.write("local.toml", "local = 'teacher'\n");
+    place.write("wrong.toml", "model = 'big'\nendpoint = 'http://127.0.0.1:9/v1'\n");
+    place.write("big.toml", "model = 'big'\n[[endpoints]]\nurl = 'http://127.0.0.1:9/v1'\n");
     let (mut other, mut config) = (String::new(), support::config());
     config["vocab_size"] = json!(513);
     other += &config.to_string();
@@ -218,6 +221,15 @@ fn wrong_input_is_refused() {
         "capture --data m.jsonl --output new --temperature 0",
         "capture --data m.jsonl --output new --memory-ceiling much",
         "capture --data few.jsonl --model teacher --output text.txt",
+        "capture --data m.jsonl --output new --endpoint http://127.0.0.1:9/v1",
+        "capture --data m.jsonl --output new --endpoint nowhere --endpoint-model big",
+        "capture --data m.jsonl --output new --prompt-as text",
+        "capture --data m.jsonl --output new --teacher-config none.toml",
+        "capture --data m.jsonl --output new --teacher-config local.toml",
+        "capture --data m.jsonl --output new --teacher-config wrong.toml",
+        "capture --data m.jsonl --output new --teacher-config big.toml --temperature 2",
+        "capture --data m.jsonl --output new --teacher-config big.toml --top-k 0",
+        "capture --data few.jsonl --output text.txt --teacher-config big.toml",
         "init --teacher teacher --output new",
         "init --teacher teacher --keep-blocks 3 --output new",
         "init --teacher teacher --drop-every 1 --output new",

@@ -3,20 +3,17 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Place, command};
+use support::{Place, Served};
 
 /// A server of the bundled model on a free port.
 struct Server {
-    child: Child,
-    address: String,
-    _stderr: BufReader<ChildStderr>,
+    served: Served,
     _place: Place,
 }
 
@@ -32,41 +29,19 @@ impl Answer {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Server {
     fn start(options: &[&str]) -> Self {
         let place = Place::new();
-        let start = ["serve", "--model", "bundled", "--port", "0"];
-        let mut child = command(place.root(), &[&start, options].concat())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut told = String::new();
-        let address = loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended: {told}");
-            told += &line;
-            if let Some((_, address)) = line.trim().split_once("http://") {
-                break address.strip_suffix("/v1").unwrap().to_string();
-            }
-        };
-        Self { child, address, _stderr: stderr, _place: place }
+        Self { served: Served::start(&place, "bundled", options), _place: place }
     }
 
     fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let mut stream = TcpStream::connect(&self.served.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}\
              content-length: {}\r\n\r\n",
-            self.address,
+            self.served.address,
             body.len()
         );
         stream.write_all(head.as_bytes()).unwrap();
@@ -112,7 +87,7 @@ impl Server {
     }
 
     fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
+        let id = self.served.child.id().to_string();
         let status = std::process::Command::new("kill").args([signal, &id]).status();
         assert!(status.unwrap().success());
     }
@@ -465,15 +440,15 @@ fn a_server_that_ends_gives_its_answers_or_says_that_it_does_not() {
         stream.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("data: [DONE]"), "{}", &rest[rest.len() - 200..]);
         assert_eq!(!is_whole, rest.contains("the server is shutting down"));
-        assert_eq!(server.child.wait().unwrap().code(), Some(0));
-        assert!(TcpStream::connect(&server.address).is_err());
+        assert_eq!(server.served.child.wait().unwrap().code(), Some(0));
+        assert!(TcpStream::connect(&server.served.address).is_err());
     }
 }
 
 #[test]
 fn an_address_that_is_taken_is_told() {
     let server = Server::start(&[]);
-    let port = server.address.rsplit_once(':').unwrap().1;
+    let port = server.served.address.rsplit_once(':').unwrap().1;
     let place = Place::new();
     let output = support::halter_in(place.root(), &["serve", "--port", port]);
     assert_eq!(output.status.code(), Some(1));

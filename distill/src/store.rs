@@ -156,7 +156,9 @@ pub struct Store {
     map: Mmap,
     /// Where the positions of each row begin, and how many there are.
     index: HashMap<Key, (usize, usize)>,
-    /// Where the whole records end.
+    /// Where the records begin.
+    start: usize,
+    /// Where the whole ones end.
     end: usize,
 }
 
@@ -177,7 +179,7 @@ impl Store {
             index.insert(key, (end + KEY_BYTES + 4, positions));
             end = next;
         }
-        Ok(Self { header, path: path.to_path_buf(), map, index, end })
+        Ok(Self { header, path: path.to_path_buf(), map, index, start, end })
     }
 
     /// Rows that it knows.
@@ -244,15 +246,20 @@ impl StoreWriter {
             Err(error) => return Err(told(error)),
             Ok(_) => Some(Store::open(path)?),
         };
-        if let Some(store) = &known
-            && store.header != *header
-        {
+        // One in which nothing was said is nobody's.
+        let is_other = |store: &Store| store.header != *header;
+        let known = known.filter(|store| !(is_other(store) && store.map.len() == store.start));
+        if known.as_ref().is_some_and(is_other) {
             return Err(Error::data("the file holds what another teacher said, or in another way")
                 .in_file(path)
                 .hint("give another `--output`, or the same `--teacher` and options"));
         }
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(told)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(known.is_none())
+            .write(true)
+            .open(path)
+            .map_err(told)?;
         match &known {
             Some(store) => {
                 file.set_len(store.end as u64).map_err(told)?;
@@ -282,12 +289,16 @@ impl StoreWriter {
         self.file.write_all(&bytes).map_err(|error| Error::io("write", &self.path, error))
     }
 
-    /// Waits until all of it is on the disk.
+    /// Waits until all of it is on the disk; a file without rows does not stay.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| Error::io("write", &self.path, error))
+    pub fn close(self, rows: usize) -> Result<()> {
+        let done = match rows {
+            0 => std::fs::remove_file(&self.path),
+            _ => self.file.sync_all(),
+        };
+        done.map_err(|error| Error::io("write", &self.path, error))
     }
 }
 
@@ -374,7 +385,7 @@ mod tests {
             writer.append(key, &all, at..at + positions).unwrap();
             at += positions;
         }
-        writer.sync().unwrap();
+        writer.close(2).unwrap();
         all
     }
 
@@ -459,9 +470,14 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), bytes);
         }
         written(&folder.path().join("other"), &batch(&[(&[5, 6], 1)]));
-        let header = Header { k: 4, ..header() };
-        let error = StoreWriter::open(&folder.path().join("other"), &header).unwrap_err();
+        let others = Header { k: 4, ..header() };
+        let error = StoreWriter::open(&folder.path().join("other"), &others).unwrap_err();
         let message = "the file holds what another teacher said, or in another way";
         assert_eq!(error.message(), message);
+        // Nobody has said anything in this one.
+        let path = folder.path().join("empty");
+        StoreWriter::open(&path, &header()).unwrap();
+        StoreWriter::open(&path, &others).unwrap();
+        assert_eq!(Store::open(&path).unwrap().header, others);
     }
 }

@@ -1,19 +1,26 @@
 //! `halter distill capture`: what a teacher says, kept for its students.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+use halter_core::endpoint::{EndpointConfig, TeacherConfig};
 use halter_core::memory::plan::gigabytes;
 use halter_core::memory::system::peak_memory;
 use halter_core::text::encode::Overlong;
+use halter_core::train::progress::counted;
 use halter_core::train::source::Source;
-use halter_distill::capture::{CaptureOptions, capture};
+use halter_core::{Error, ErrorKind};
+use halter_distill::capture::{
+    CaptureOptions, EndpointOptions, PromptAs, capture, capture_endpoint, failed_path,
+};
 
 use crate::data::{Rows, word};
 use crate::{Context, interrupt, progress};
 
 /// Keep what a model says of the rows of data sets, for `--teacher-logps`
 ///
-/// A file that is there already is continued.
+/// A file that is there already is continued. With --endpoint or --teacher-config a server is asked,
+/// and --model is any model with the teacher's tokens and template, such as the student.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -28,18 +35,93 @@ pub struct Args {
     #[arg(long, value_name = "K", default_value_t = 64)]
     top_k: usize,
     /// Logits are divided by it first
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, conflicts_with = "server")]
     temperature: f64,
     /// Most tokens that go through the model at once
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024, conflicts_with = "server")]
     microbatch_tokens: usize,
     /// Leave the model in its file, and read it block by block for as many rows as fit under this
     /// much memory, as 300MB or 48GB
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = bytes, conflicts_with = "server")]
     memory_ceiling: Option<usize>,
+    #[command(flatten)]
+    endpoint: EndpointArgs,
     /// File that is written
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+}
+
+/// A teacher behind servers.
+#[derive(Debug, clap::Args)]
+struct EndpointArgs {
+    /// Ask this server with OpenAI's API, as http://localhost:8000/v1
+    #[arg(
+        long,
+        value_name = "URL",
+        help_heading = "Endpoint",
+        group = "server",
+        requires = "endpoint_model"
+    )]
+    endpoint: Option<String>,
+    /// The teacher's name at the server
+    #[arg(long, value_name = "NAME", help_heading = "Endpoint", requires = "endpoint")]
+    endpoint_model: Option<String>,
+    /// Environment variable that holds the server's key
+    #[arg(long, value_name = "VAR", help_heading = "Endpoint", requires = "endpoint")]
+    api_key_env: Option<String>,
+    /// Ask the servers of this TOML file, which has the keys of a pipeline's [teachers.NAME]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Endpoint",
+        group = "server",
+        conflicts_with = "endpoint"
+    )]
+    teacher_config: Option<PathBuf>,
+    /// How rows are named to the server
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "tokens",
+        requires = "server",
+        help_heading = "Endpoint"
+    )]
+    prompt_as: PromptArg,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PromptArg {
+    /// By the numbers of their tokens
+    Tokens,
+    /// As text, for servers that take nothing else (llama-cpp-python)
+    Text,
+}
+
+impl EndpointArgs {
+    /// The servers, where any are named.
+    fn teacher(&self) -> anyhow::Result<Option<TeacherConfig>> {
+        if let Some(path) = &self.teacher_config {
+            return Ok(Some(read_teacher(path)?));
+        }
+        let Some(url) = self.endpoint.clone() else { return Ok(None) };
+        let endpoint = EndpointConfig {
+            url,
+            api_key_env: self.api_key_env.clone(),
+            ..EndpointConfig::default()
+        };
+        let model = self.endpoint_model.clone();
+        Ok(Some(TeacherConfig { model, endpoints: vec![endpoint], ..TeacherConfig::default() }))
+    }
+}
+
+fn read_teacher(path: &Path) -> Result<TeacherConfig, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    toml::from_str(&text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();
+        Error::config(error.message().replace('\n', " ")).at(path, line)
+    })
 }
 
 /// A number of bytes: `300MB`, `1.5GB`, `2GiB`.
@@ -70,21 +152,41 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut encoder = rows.encoder_of(&source);
     encoder.options.max_seq_len = Some(args.max_seq_len);
     encoder.options.overlong = args.overlong;
-    let options = CaptureOptions {
-        top_k: args.top_k,
-        temperature: args.temperature,
-        microbatch_tokens: args.microbatch_tokens,
-        memory_ceiling: args.memory_ceiling,
+    let found = match args.endpoint.teacher()? {
+        None => {
+            let options = CaptureOptions {
+                top_k: args.top_k,
+                temperature: args.temperature,
+                microbatch_tokens: args.microbatch_tokens,
+                memory_ceiling: args.memory_ceiling,
+            };
+            capture(
+                &mut source,
+                &encoder,
+                &sets,
+                &args.output,
+                options,
+                progress.as_mut(),
+                &interrupt,
+            )?
+        }
+        Some(teacher) => {
+            let prompt_as = match args.endpoint.prompt_as {
+                PromptArg::Tokens => PromptAs::Tokens,
+                PromptArg::Text => PromptAs::Text,
+            };
+            let options = EndpointOptions { teacher, prompt_as, top_k: args.top_k };
+            capture_endpoint(
+                &source,
+                &encoder,
+                &sets,
+                &args.output,
+                &options,
+                progress.as_mut(),
+                &interrupt,
+            )?
+        }
     };
-    let found = capture(
-        &mut source,
-        &encoder,
-        &sets,
-        &args.output,
-        options,
-        progress.as_mut(),
-        &interrupt,
-    )?;
     progress.note(&format!(
         "{}: {} rows, {} taken now with {} positions of {} bytes; {} records left out",
         args.output.display(),
@@ -104,5 +206,15 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         let (peak, ceiling) = (gigabytes(peak), gigabytes(ceiling));
         progress.note(&format!("memory: at most {peak} under a ceiling of {ceiling}"));
     }
-    context.print_json(&found)
+    if let Some(told) = found.told_per_position {
+        progress.note(&format!("{told:.1} tokens told apart at a position"));
+    }
+    context.print_json(&found)?;
+    if found.failed > 0 {
+        let message = format!("{} of which nothing was said", counted(found.failed, "row"));
+        let error = Error::new(ErrorKind::Network, message).in_file(failed_path(&args.output));
+        let hint = "that file has the reasons; run the command again to ask about these rows alone";
+        return Err(error.hint(hint).into());
+    }
+    Ok(())
 }

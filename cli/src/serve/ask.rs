@@ -15,8 +15,10 @@ use super::fields::{Fields, wrong};
 
 /// Most completions of a request, over all of its prompts.
 const MOST_COMPLETIONS: usize = 128;
-/// Most of the likeliest tokens that are told.
+/// Most of the likeliest tokens that are told, in conversations as OpenAI has it.
 const MOST_TOP: usize = 20;
+/// In texts, whose log-probs are distilled from.
+const MOST_TOP_OF_TEXT: usize = 256;
 /// Tokens of a text completion where nothing is said, as OpenAI has it.
 const TEXT_TOKENS: usize = 16;
 /// Fields that say who asks and what is kept: nothing is kept here.
@@ -113,7 +115,7 @@ impl Server<'_> {
         let mut fields = Fields::parse(body)?;
         let mut shared = self.shared(&mut fields, 0)?;
         let echo = fields.flag("echo")?;
-        let logprobs = fields.count("logprobs", 0..=MOST_TOP)?;
+        let logprobs = fields.count("logprobs", 0..=MOST_TOP_OF_TEXT)?;
         let prompts = self.prompts(&mut fields)?;
         let n = shared.request.completions;
         fields.only("best_of", |best| best.as_u64() == Some(n as u64))?;

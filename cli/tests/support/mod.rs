@@ -8,8 +8,9 @@
 )]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use halter_core::model::config::ModelConfig;
@@ -230,6 +231,42 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
             None if started.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
             status => return status,
         }
+    }
+}
+
+/// `halter serve` on a free port.
+pub struct Served {
+    pub child: Child,
+    /// Host and port.
+    pub address: String,
+    _stderr: BufReader<ChildStderr>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Served {
+    pub fn start(place: &Place, model: &str, options: &[&str]) -> Self {
+        let start = ["serve", "--model", model, "--port", "0"];
+        let mut child = command(place.root(), &[&start, options].concat())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut told = String::new();
+        let address = loop {
+            let mut line = String::new();
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended: {told}");
+            told += &line;
+            if let Some((_, address)) = line.trim().split_once("http://") {
+                break address.strip_suffix("/v1").unwrap().to_string();
+            }
+        };
+        Self { child, address, _stderr: stderr }
     }
 }
 

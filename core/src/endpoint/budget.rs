@@ -28,15 +28,16 @@ impl Spent {
 /// Counts what is spent.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    teacher: String,
+    /// Begins its error.
+    label: String,
     budget: Budget,
     spent: Mutex<Spent>,
 }
 
 impl Meter {
     /// `spent` is what was spent before.
-    pub fn new(teacher: &str, budget: Budget, spent: Spent) -> Self {
-        Self { teacher: teacher.into(), budget, spent: Mutex::new(spent) }
+    pub fn new(label: &str, budget: Budget, spent: Spent) -> Self {
+        Self { label: label.into(), budget, spent: Mutex::new(spent) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Spent> {
@@ -78,9 +79,9 @@ impl Meter {
         ];
         for (key, reached) in reached {
             if let Some((most, spent)) = reached {
-                let teacher = &self.teacher;
+                let label = &self.label;
                 return Err(Error::config(format!(
-                    "teacher `{teacher}`: `budget.{key}` is spent: `{spent}` of `{most}`"
+                    "{label}: `budget.{key}` is spent: `{spent}` of `{most}`"
                 ))
                 .hint("raise it: what was answered is kept, and not asked again"));
             }
@@ -108,7 +109,7 @@ mod tests {
             (Budget { money: Some(0.5), ..Budget::default() }, 2, "`budget.money`"),
             (Budget { requests: Some(0), ..Budget::default() }, 0, "`0` of `0`"),
         ] {
-            let meter = Meter::new("big", budget, Spent::default());
+            let meter = Meter::new("teacher `big`", budget, Spent::default());
             let mut taken = 0;
             let error = loop {
                 match meter.take() {
@@ -121,7 +122,7 @@ mod tests {
             assert!(error.message().contains(key), "{error}");
             assert!(error.remedy().is_some());
             // What was spent before counts.
-            assert!(Meter::new("big", budget, meter.spent()).take().is_err());
+            assert!(Meter::new("teacher `big`", budget, meter.spent()).take().is_err());
         }
         let meter = Meter::default();
         (0..1000).for_each(|_| meter.take().unwrap());

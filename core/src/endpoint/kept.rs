@@ -30,7 +30,7 @@ impl Kept {
     ) -> Result<Self> {
         let mut cache = Cache::open(directory)?;
         let source = open(cache.began_at)?;
-        let meter = Meter::new(name, budget, cache.spent);
+        let meter = Meter::new(&format!("teacher `{name}`"), budget, cache.spent);
         let notes = Mutex::new(std::mem::take(&mut cache.notes));
         let name = source.name().to_string();
         Ok(Self { name, source, cache, meter, turn: Mutex::new(()), notes })

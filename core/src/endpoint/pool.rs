@@ -11,7 +11,7 @@ use super::budget::Meter;
 use super::reply::Api;
 use super::round::Round;
 use super::server::Server;
-use super::{Answer, EndpointConfig, Listener, Told, again};
+use super::{Answer, Budget, EndpointConfig, Listener, Spent, Told, again};
 use crate::{Error, Result};
 
 /// A request without what is the server's own.
@@ -32,11 +32,13 @@ pub struct PoolOptions {
     pub max_bytes: usize,
     /// Whether an answer that cannot be read is asked for again.
     pub ask_again_for_garbage: bool,
+    /// What may be spent until the pool is dropped.
+    pub budget: Budget,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { max_bytes: 64 << 20, ask_again_for_garbage: true }
+        Self { max_bytes: 64 << 20, ask_again_for_garbage: true, budget: Budget::default() }
     }
 }
 
@@ -47,6 +49,7 @@ pub struct Pool {
     pub(super) label: String,
     pub(super) servers: Vec<Server>,
     pub(super) options: PoolOptions,
+    meter: Meter,
     notes: Mutex<Vec<String>>,
     /// Its one thread drives the connections.
     runtime: Runtime,
@@ -76,6 +79,7 @@ impl Pool {
             label: label.into(),
             servers: servers.map_err(labelled)?,
             options,
+            meter: Meter::new(label, options.budget, Spent::default()),
             notes: Mutex::default(),
             runtime: runtime.map_err(|error| {
                 Error::config(format!("{label}: no thread starts")).because(error)
@@ -86,13 +90,37 @@ impl Pool {
     /// The answer to each request, or why there is none, in their order. What ends the work, such as a
     /// key that no server takes, is the reason of all that have none.
     pub fn ask(&self, asks: &[Ask]) -> Vec<Result<Answer>> {
-        let mut collected = Collected(asks.iter().map(|_| None).collect());
-        let outcome = self.ask_all(asks, &Meter::default(), &mut collected);
+        let mut answers: Vec<Option<Result<Answer>>> = asks.iter().map(|_| None).collect();
+        let settled = &mut |index: usize, answer| {
+            answers[index] = Some(answer);
+            Ok(())
+        };
+        let outcome = self.ask_each(asks, settled, &mut || Ok(()));
         let reason = || match &outcome {
             Ok(()) => Error::data(format!("{}: no answer", self.label)),
             Err(error) => again(error),
         };
-        collected.0.into_iter().map(|answer| answer.unwrap_or_else(|| Err(reason()))).collect()
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(reason()))).collect()
+    }
+
+    /// Tells `settled` each request's number with its answer, or why there is none, as they come, and
+    /// `tick` that time passes.
+    ///
+    /// # Errors
+    /// What ends the work: a budget that is spent, no server, or an error of `settled` or `tick`. What
+    /// was not told until then has no answer.
+    pub fn ask_each(
+        &self,
+        asks: &[Ask],
+        settled: &mut dyn FnMut(usize, Result<Answer>) -> Result<()>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        self.ask_all(asks, &self.meter, &mut Each { settled, tick })
+    }
+
+    /// What was spent since the pool began; requests of a [`super::Teacher`] are not counted.
+    pub fn spent(&self) -> Spent {
+        self.meter.spent()
     }
 
     /// Tells `listener` the answer to each request, or why there is none, as they come.
@@ -114,7 +142,8 @@ impl Pool {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
-    pub(super) fn take_notes(&self) -> Vec<String> {
+    /// What is worth telling the user since the last call.
+    pub fn take_notes(&self) -> Vec<String> {
         std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -125,16 +154,18 @@ impl Pool {
     }
 }
 
-/// The answers, where they belong.
-struct Collected(Vec<Option<Result<Answer>>>);
+/// Two functions that listen.
+struct Each<'a> {
+    settled: &'a mut dyn FnMut(usize, Result<Answer>) -> Result<()>,
+    tick: &'a mut dyn FnMut() -> Result<()>,
+}
 
-impl Listener for Collected {
+impl Listener for Each<'_> {
     fn settled(&mut self, index: usize, outcome: Result<Told>) -> Result<()> {
-        self.0[index] = Some(outcome.map(|told| told.answer));
-        Ok(())
+        (self.settled)(index, outcome.map(|told| told.answer))
     }
 
     fn tick(&mut self) -> Result<()> {
-        Ok(())
+        (self.tick)()
     }
 }

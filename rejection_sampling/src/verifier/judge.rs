@@ -138,7 +138,11 @@ fn pool(config: &JudgeConfig) -> Result<Pool> {
         ..EndpointConfig::default()
     };
     // What is no answer costs its row: another try would rate the same.
-    let options = PoolOptions { max_bytes: MAX_BYTES, ask_again_for_garbage: false };
+    let options = PoolOptions {
+        max_bytes: MAX_BYTES,
+        ask_again_for_garbage: false,
+        ..PoolOptions::default()
+    };
     Pool::new("judge", &[endpoint], options)
 }
 
