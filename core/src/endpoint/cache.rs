@@ -388,7 +388,9 @@ mod tests {
             bytes[at] ^= 1;
             fs::write(&path, &bytes).unwrap();
             let cache = Cache::open(dir.path()).unwrap();
-            assert_eq!(found(&cache, 5), [0, 2, 3], "byte {at}");
+            // Without its end it takes the next one with it.
+            let kept = if at + 1 == starts[2] { &[0, 3][..] } else { &[0, 2, 3] };
+            assert_eq!(found(&cache, 5), kept, "byte {at}");
             assert!(cache.notes[0].contains("damaged line"), "{:?}", cache.notes);
             put(&cache, 0..5);
             assert_eq!(found(&cache, 5), [0, 1, 2, 3, 4]);

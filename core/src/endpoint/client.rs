@@ -177,6 +177,7 @@ fn kind_of(status: StatusCode) -> FailureKind {
 fn wanted_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_nan() => return None,
         Ok(seconds) => Duration::try_from_secs_f64(seconds.min(1e9)).ok()?,
         Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
     };
