@@ -165,7 +165,7 @@ impl<'t> Reader<'t> {
     fn add(&self, told: impl Iterator<Item = (u32, f64)>, heard: &mut Heard) -> Result<(), String> {
         let mut found: BTreeMap<u32, f64> = BTreeMap::new();
         for (id, logp) in told {
-            if !(logp <= SLACK) {
+            if logp.is_nan() || logp > SLACK {
                 return Err(format!("`{logp}` is no log-prob"));
             }
             if id as usize >= self.vocab_size {
