@@ -229,7 +229,8 @@ impl Step for Code {
                 of.fault = fault;
             }
             let (right, wrong) = open.into_iter().partition(|of: &Try| of.fault.is_none());
-            (open = wrong, passed.push(right));
+            open = wrong;
+            passed.push(right);
             if round < self.repairs {
                 for of in &mut open {
                     let names = json!({"problem": of.problem, "error": of.fault,
