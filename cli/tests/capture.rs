@@ -136,6 +136,8 @@ fn server(
     (server, answered)
 }
 
+type Script = Box<dyn Fn(&Asked) -> Reply + Send + Sync>;
+
 const BIG: &[&str] = &["--teacher-config", "big.toml"];
 
 #[test]
@@ -244,7 +246,7 @@ fn servers_that_are_of_no_use_are_told_and_nothing_stays() {
     let without = |asked: &Asked| answer(asked).replace("top_logprobs", "other");
     let other = |asked: &Asked| answer(asked).replace("token_id:", "token_id:1");
     let above = |asked: &Asked| answer(asked).replace("-1.0", "1.0");
-    let cases: [(&str, Box<dyn Fn(&Asked) -> Reply + Send + Sync>, usize); 5] = [
+    let cases: [(&str, Script, usize); 5] = [
         ("the server gave none", Box::new(|_| Reply::Answer), 17),
         ("`logprobs` are not those", Box::new(move |asked| Reply::Body(without(asked))), 17),
         ("the server reads other tokens", Box::new(move |asked| Reply::Body(other(asked))), 17),
