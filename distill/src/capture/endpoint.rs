@@ -87,7 +87,10 @@ pub fn capture_endpoint(
         told: 0,
     };
     let outcome = take_down(&mut endpoint, header, encoder, sets, path, progress, interrupt);
-    write_failed(&failed_path(path), &endpoint.failed)?;
+    // A call that fails says nothing of the rows that an earlier one listed.
+    if outcome.is_ok() || !endpoint.failed.is_empty() {
+        write_failed(&failed_path(path), &endpoint.failed)?;
+    }
     let mut found = outcome?;
     found.failed = endpoint.failed.len();
     found.told_per_position =
