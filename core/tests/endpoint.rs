@@ -306,6 +306,19 @@ fn a_spent_budget_ends_the_work_and_more_of_it_goes_on() {
 }
 
 #[test]
+fn nothing_more_is_sent_before_an_outcome_has_been_looked_at() {
+    let server = FaultServer::start(|_| Reply::status("401 Unauthorized"));
+    let dir = tempfile::tempdir().unwrap();
+    let teacher = config(&[&server], "").open("big", dir.path()).unwrap();
+    // The second is still being made when the first has long been denied.
+    let long = "\u{1}".repeat(1 << 20);
+    let mut questions = questions(0..40);
+    questions[1] = Question::of_user(&long, 16);
+    ask(teacher.as_ref(), &questions).unwrap_err();
+    assert!(server.requests() <= 4, "{} requests", server.requests());
+}
+
+#[test]
 fn what_is_kept_is_not_asked_again_and_equal_questions_are_asked_once() {
     let server = FaultServer::start(|asked| Reply::Say(asked.body["seed"].to_string()));
     let dir = tempfile::tempdir().unwrap();

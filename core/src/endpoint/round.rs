@@ -55,7 +55,8 @@ struct Try {
 struct Finished {
     attempt: Try,
     server: usize,
-    ticket: Ticket,
+    /// Free only when the outcome has been looked at: it may say that nothing more is to be sent.
+    seat: Seat,
     seconds: f64,
     outcome: Result<String, Failure>,
 }
@@ -145,12 +146,10 @@ impl<'a> Round<'a> {
             let (api, body) = (ask.api, body(ask, &self.pool.servers[server]));
             let client = self.pool.servers[server].client.clone();
             self.under_way.spawn(async move {
-                let ticket = seat.ticket;
                 let began = Instant::now();
                 let outcome = client.ask(api, body).await;
-                drop(seat);
                 let seconds = began.elapsed().as_secs_f64();
-                Finished { attempt, server, ticket, seconds, outcome }
+                Finished { attempt, server, seat, seconds, outcome }
             });
         }
     }
@@ -173,7 +172,7 @@ impl<'a> Round<'a> {
         finished: Result<Finished, JoinError>,
         listener: &mut dyn Listener,
     ) -> Result<()> {
-        let Finished { attempt, server, ticket, seconds, outcome } = finished.map_err(|error| {
+        let Finished { attempt, server, seat, seconds, outcome } = finished.map_err(|error| {
             let message = format!("{}: a request was broken off", self.pool.label);
             Error::new(ErrorKind::Network, message).because(error)
         })?;
@@ -194,7 +193,7 @@ impl<'a> Round<'a> {
         match answer {
             Ok((mut answer, has_usage)) => {
                 let server = &self.pool.servers[server];
-                server.answered(ticket, seconds, answer.usage.completion_tokens);
+                server.answered(seat.ticket, seconds, answer.usage.completion_tokens);
                 self.heard_at = Some(Instant::now());
                 if answer.model.is_empty() {
                     answer.model = ask.body["model"].as_str().unwrap_or_default().to_string();
@@ -204,7 +203,7 @@ impl<'a> Round<'a> {
                 self.meter.pay(usage, cost);
                 listener.settled(attempt.index, Ok(Told { answer, usage, cost }))
             }
-            Err(failure) => self.fail(attempt, server, ticket, failure, listener),
+            Err(failure) => self.fail(attempt, server, seat.ticket, failure, listener),
         }
     }
 
