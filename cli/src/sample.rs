@@ -95,7 +95,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
             args.scorer = vec!["numeric".into()];
         }
     }
-    let specs: Vec<ScorerSpec> = args.scorer.iter().map(|s| s.parse()).collect::<Result<_, _>>()?;
+    let specs = args.specs()?;
     let keep = check(&args, &specs)?;
     let scorer = WeightedSum::from_specs(&specs)?;
     let completions = args.output.join("completions.jsonl");
@@ -156,6 +156,15 @@ impl Args {
         let each = usize::from(self.num_completions);
         let most = self.sampling.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
         Ok((&self.model, Load::of_rows(&self.rows()?, each, most)?))
+    }
+
+    /// The reward models among the scorers.
+    pub fn reward_models(&self) -> anyhow::Result<Vec<String>> {
+        Ok(self.specs()?.iter().filter_map(|spec| Some(spec.reward_model()?.into())).collect())
+    }
+
+    fn specs(&self) -> halter_core::Result<Vec<ScorerSpec>> {
+        self.scorer.iter().map(|spec| spec.parse()).collect()
     }
 
     fn rows(&self) -> anyhow::Result<Rows> {

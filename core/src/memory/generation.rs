@@ -42,23 +42,44 @@ impl GenerationPlan {
             .min(generate::generator::CACHE_TOKENS);
         let prefill = generate::PREFILL_TOKENS * Width::of(config).forward;
         let numbers = held * kv + together * config.vocab_size + prefill;
-        let params = config.params();
-        let matrices = params.iter().filter(|param| param.shape.len() == 2);
-        let matrices: usize = matrices.map(|param| param.shape.iter().product::<usize>()).sum();
-        // An embedding that is no head is looked up.
-        let looked_up = match config.tie_word_embeddings {
-            true => 0,
-            false => config.vocab_size * config.hidden_size,
-        };
-        let operations = 2.0 * (matrices - looked_up.min(matrices)) as f64;
         let written = (input.completions * input.max_new_tokens) as f64;
         let passes = input.read as f64 + written * writing_passes(together as f64);
-        let speed = EFFICIENCY * product_speed(config.hidden_size);
         Self {
             peak_bytes: input.weights + PROCESS_BYTES + 4 * numbers,
-            seconds: operations * passes / speed,
+            seconds: seconds(config, passes),
         }
     }
+
+    /// The same with a second model beside it, of which `weights` are the bytes, that reads `read`
+    /// tokens, `together` of them at once.
+    #[must_use]
+    pub fn with_reader(
+        self,
+        config: &ModelConfig,
+        read: usize,
+        together: usize,
+        weights: usize,
+    ) -> Self {
+        let held = together.min(read) * Width::of(config).forward;
+        Self {
+            peak_bytes: self.peak_bytes + weights + 4 * held,
+            seconds: self.seconds + seconds(config, read as f64),
+        }
+    }
+}
+
+/// Seconds of so many forward passes of a token each.
+fn seconds(config: &ModelConfig, passes: f64) -> f64 {
+    let params = config.params();
+    let matrices = params.iter().filter(|param| param.shape.len() == 2);
+    let matrices: usize = matrices.map(|param| param.shape.iter().product::<usize>()).sum();
+    // An embedding that is no head is looked up.
+    let looked_up = match config.tie_word_embeddings {
+        true => 0,
+        false => config.vocab_size * config.hidden_size,
+    };
+    let operations = 2.0 * (matrices - looked_up.min(matrices)) as f64;
+    operations * passes / (EFFICIENCY * product_speed(config.hidden_size))
 }
 
 /// Forward passes that writing a token costs, so many completions at once: few of them wait for the
@@ -105,5 +126,10 @@ mod tests {
         // Keys and values of 63 more completions, and their logits.
         let more = 4 * 63 * (42 * 2 * 2 * 16 * 2 + 512);
         assert_eq!(at_once.peak_bytes, many.peak_bytes + more);
+        let (read, read_more) =
+            (few.with_reader(&tiny(), 100, 64, 1 << 20), few.with_reader(&tiny(), 1000, 64, 0));
+        assert!(read.peak_bytes > few.peak_bytes + (1 << 20), "{few:?} {read:?}");
+        assert_eq!(read.peak_bytes, read_more.peak_bytes + (1 << 20));
+        assert!(few.seconds < read.seconds && read.seconds < read_more.seconds);
     }
 }

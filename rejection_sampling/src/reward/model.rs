@@ -18,7 +18,7 @@ use halter_core::{Error, Result, device};
 use super::batch::Scored;
 
 /// Tokens that go through the model at once.
-const BATCH_TOKENS: usize = 4096;
+pub const BATCH_TOKENS: usize = 4096;
 
 /// A reward model with its tokenizer and template.
 pub struct RewardModel {

@@ -93,7 +93,15 @@ impl ScorerSpec {
 
     /// Whether its scores have no fixed scale, as those of a reward model.
     pub fn is_learned(&self) -> bool {
-        matches!(self.kind, Kind::Reward(_))
+        self.reward_model().is_some()
+    }
+
+    /// The reward model that it loads.
+    pub fn reward_model(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Reward(model) => Some(model),
+            _ => None,
+        }
     }
 
     /// The file or directory that it reads, if it is on this machine.
