@@ -78,10 +78,11 @@ impl Sampling {
                 }
             }
         }
-        if self.temperature == 0.0 {
+        // Infinite beside zero where it is next to it.
+        let inverse = 1.0 / self.temperature;
+        if inverse.is_infinite() {
             return likeliest(weights);
         }
-        let inverse = 1.0 / self.temperature;
         vectorize!({
             let largest = max(weights);
             weights.iter_mut().for_each(|w| *w = exp((*w - largest) * inverse));
@@ -237,7 +238,9 @@ mod tests {
         // Squares of the probabilities: 4, 16, 1, 9 of 30.
         let half = Sampling { temperature: 0.5, ..plain };
         assert_shares(half, &[], &[4.0 / 30.0, 16.0 / 30.0, 1.0 / 30.0, 9.0 / 30.0]);
-        assert_shares(Sampling::GREEDY, &[], &[0.0, 1.0, 0.0, 0.0]);
+        for temperature in [0.0, 1e-45, 2.9e-39, 3e-39] {
+            assert_shares(Sampling { temperature, ..plain }, &[], &[0.0, 1.0, 0.0, 0.0]);
+        }
         // The logits are negative: what was seen is squared, 0.16 for 0.4.
         let penalty = Sampling { repetition_penalty: 2.0, ..plain };
         assert_shares(penalty, &[1, 1], &[0.2, 0.16, 0.1, 0.3].map(|p| p / 0.76));
