@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use halter_core::data::batch::PackedBatch;
 use halter_core::generate::engine::{Engine, EngineOptions, Event, Finish, Request};
 use halter_core::generate::sampling::Sampling;
 use halter_core::generate::score::score;
 use halter_core::model::Decoder;
 use halter_core::model::config::ModelConfig;
+use halter_core::model::param::Value;
 use halter_core::ops::Context;
 
 fn model(window: Option<usize>) -> Decoder {
@@ -87,6 +88,103 @@ fn a_completion_is_the_same_in_any_company_to_the_bit() {
         assert_eq!(run(&model, tight, all()), together);
         let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         assert_eq!(threads.install(|| run(&model, EngineOptions::default(), all())), together);
+    }
+}
+
+#[test]
+fn where_no_page_is_left_the_oldest_goes_on_and_nothing_changes() {
+    let model = model(None);
+    // The longest fill the cache: at most one of them is in it at a time.
+    let options = EngineOptions { cache_tokens: 160, completions: 16, prefill_tokens: 24 };
+    for sampling in [WARM, Sampling::GREEDY] {
+        let long = |row| Request {
+            max_new_tokens: 80,
+            stop_tokens: Vec::new(),
+            ..request(row, 1 + row % 4, sampling)
+        };
+        let mut engine = Engine::new(&model, options);
+        (0..8).for_each(|row| engine.submit(long(row)).unwrap());
+        let mut got: BTreeMap<(u64, usize), Vec<Event>> = BTreeMap::new();
+        let (mut steps, mut set_back, mut most) = (0, 0, 0);
+        while !engine.is_idle() {
+            let events = engine.step().unwrap();
+            let heard: Vec<_> = events.iter().map(|one| (one.request, one.completion)).collect();
+            let goes_on = |events: &[Event]| events[events.len() - 1].finish.is_none();
+            set_back +=
+                got.iter().filter(|(key, all)| goes_on(all) && !heard.contains(key)).count();
+            // Nothing overtakes the first one.
+            assert!(!got.get(&(0, 0)).is_some_and(|all| goes_on(all)) || heard.contains(&(0, 0)));
+            most = most.max(heard.len());
+            for event in events {
+                got.entry((event.request, event.completion)).or_default().push(event);
+            }
+            steps += 1;
+            assert!(steps < 20 * 80, "no faster than one after the other");
+        }
+        assert!(set_back > 100 && most > 3, "{set_back} {most}");
+        for row in 0..8 {
+            for (key, events) in run(&model, EngineOptions::default(), vec![long(row)]) {
+                assert_eq!(events.len(), 80);
+                assert_eq!(got[&key], events, "{key:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_that_begins_as_one_before_is_not_computed_again() {
+    let model = model(None);
+    let mut engine =
+        Engine::new(&model, EngineOptions { prefill_tokens: 16, ..EngineOptions::default() });
+    // A step computes a page: so many until the first token tell how much was new.
+    let mut steps = |id: u64, prompt: &[u32], completions: usize| {
+        let request = Request { id, prompt: prompt.to_vec(), ..request(0, completions, WARM) };
+        engine.submit(request).unwrap();
+        let mut steps = 1;
+        while engine.step().unwrap().is_empty() {
+            steps += 1;
+        }
+        while !engine.is_idle() {
+            engine.step().unwrap();
+        }
+        steps
+    };
+    let prompt: Vec<u32> = (0..160).map(|i| i * 31 % 211).collect();
+    assert_eq!(steps(0, &prompt, 5), 10, "once for all completions");
+    assert_eq!(steps(1, &prompt, 1), 1, "the last page, for its logits");
+    let longer: Vec<u32> = prompt.iter().copied().chain(7..40).collect();
+    assert_eq!(steps(2, &longer, 1), 3);
+    let mut other = longer.clone();
+    other[70] += 1;
+    assert_eq!(steps(3, &other, 1), 13 - 4);
+}
+
+#[test]
+fn weights_of_another_type_say_the_same() {
+    let plain = model(None);
+    let values: BTreeMap<String, Value> = plain
+        .params()
+        .into_iter()
+        .map(|param| {
+            let value = param.to_f32().unwrap().to_dtype(DType::F64).unwrap();
+            (param.name().to_string(), Value::Dense(value))
+        })
+        .collect();
+    let ctx = Context::new(&Device::Cpu);
+    let wide = Decoder::new(plain.config.clone(), ctx, |name, _| Ok(values[name].clone())).unwrap();
+    let requests = || (0..6).map(|row| request(row, 1, Sampling::GREEDY)).collect();
+    let expected = run(&plain, EngineOptions::default(), requests());
+    for (key, events) in run(&wide, EngineOptions::default(), requests()) {
+        for (event, expected) in events.iter().zip(&expected[&key]) {
+            assert_eq!((event.token, event.finish), (expected.token, expected.finish));
+            assert!((event.logprob - expected.logprob).abs() < 1e-4, "{event:?} {expected:?}");
+        }
+        let tokens = prompt(key.0 as usize);
+        for (one, other) in
+            score(&wide, &tokens, 0).unwrap().iter().zip(score(&plain, &tokens, 0).unwrap())
+        {
+            assert!((one.logprob - other.logprob).abs() < 1e-4, "{one:?} {other:?}");
+        }
     }
 }
 

@@ -11,13 +11,20 @@
 //! A step computes the next token of every completion under way and, beside them, a chunk of the
 //! prompts that wait. A prompt is computed once for all of its completions, and full pages of it for
 //! every later request that begins alike.
+//!
+//! A prompt begins when there are pages for it and a little more; completions take theirs as they
+//! grow. Where none is left, the youngest goes back to those that wait, and what it had is computed
+//! again as if it were a prompt: to the same bits, since these depend on the sequence alone. What runs
+//! and what waits stand in one order, that of the requests, and a page is only ever taken from what
+//! comes later: the oldest always goes on.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::forward::{Input, forward, logits};
-use super::pages::{Name, PAGE, PageId, Pages, name};
+use super::pages::{Name, PAGE, PageId, Pages, names};
 use super::sampling::{Sampling, draw, log_sum_exp};
 use crate::model::Decoder;
 use crate::ops::attention::Shape;
@@ -65,14 +72,6 @@ pub struct Request {
     pub top_logprobs: usize,
 }
 
-impl Request {
-    /// Pages that a completion has beside the full ones of its prompt.
-    fn pages_of_a_completion(&self) -> usize {
-        let prompt = self.prompt.len();
-        (prompt + self.max_new_tokens).div_ceil(PAGE) - prompt / PAGE
-    }
-}
-
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
@@ -104,23 +103,24 @@ pub struct Engine<'m> {
     model: &'m Decoder,
     options: EngineOptions,
     pages: Pages,
-    waiting: VecDeque<Prompt>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Completion>,
 }
 
-/// A request whose completions have not all begun.
-struct Prompt {
+/// Tokens that completions follow: a request's prompt, or a completion that was set back.
+struct Waiting {
     request: Request,
-    /// Pages of the tokens that are computed.
+    /// Completions that are to begin.
+    left: Range<usize>,
+    tokens: Vec<u32>,
+    /// Names of the full pages.
+    names: Vec<Name>,
+    /// Pages of all tokens, once there was room for them.
     pages: Vec<PageId>,
     /// Tokens that are computed.
     done: usize,
-    /// Name of the last full page.
-    name: Option<Name>,
     /// Logits of the last token, once all are computed.
     logits: Option<Vec<f32>>,
-    /// Completions that have begun.
-    begun: usize,
 }
 
 /// A completion under way.
@@ -130,8 +130,6 @@ struct Completion {
     /// Prompt and completion.
     tokens: Vec<u32>,
     pages: Vec<PageId>,
-    /// Pages that it may still take.
-    reserved: usize,
 }
 
 impl<'m> Engine<'m> {
@@ -171,27 +169,19 @@ impl<'m> Engine<'m> {
             ))
             .hint("lower `--max-new-tokens`, or shorten the prompt"));
         }
-        let (pages, logits) = (Vec::new(), None);
-        self.waiting.push_back(Prompt { request, pages, done: 0, name: None, logits, begun: 0 });
+        let (left, tokens) = (0..request.completions, request.prompt.clone());
+        self.waiting.push_back(Waiting::new(request, left, tokens));
         Ok(())
     }
 
     /// Forgets a request; no event of it comes any more.
     pub fn cancel(&mut self, id: u64) {
-        let pages = &mut self.pages;
-        self.waiting.retain(|prompt| {
-            let stays = prompt.request.id != id;
-            if !stays {
-                prompt.pages.iter().for_each(|&page| pages.give_back(page));
-            }
-            stays
-        });
-        self.end(|completion| completion.request.id == id);
+        self.end(|request, _| request == id);
     }
 
     /// Forgets a completion that something outside has ended, such as a stop string.
     pub fn cancel_completion(&mut self, id: u64, index: usize) {
-        self.end(|completion| completion.request.id == id && completion.index == index);
+        self.end(|request, left| request == id && *left == (index..index + 1));
     }
 
     /// Whether nothing is left to do.
@@ -210,23 +200,17 @@ impl<'m> Engine<'m> {
     fn run_step(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         self.begin_completions(&mut events)?;
+        self.grow();
         let chunks = self.take_chunks();
-        for completion in &mut self.running {
-            if completion.tokens.len() > completion.pages.len() * PAGE {
-                // It was reserved.
-                completion.pages.extend(self.pages.take());
-                completion.reserved -= 1;
-            }
-        }
         let mut inputs: Vec<Input> = self.running.iter().map(Completion::input).collect();
         let mut wanted: Vec<u32> = (0..inputs.len() as u32).collect();
         for (prompt, &end) in self.waiting.iter().zip(&chunks) {
             inputs.extend((prompt.done..end).map(|position| Input {
-                token: prompt.request.prompt[position],
+                token: prompt.tokens[position],
                 position,
                 pages: &prompt.pages,
             }));
-            if end == prompt.request.prompt.len() && end > prompt.done {
+            if end == prompt.tokens.len() && end > prompt.done {
                 wanted.push(inputs.len() as u32 - 1);
             }
         }
@@ -236,6 +220,7 @@ impl<'m> Engine<'m> {
         let x = forward(self.model, &mut self.pages, &inputs)?;
         let vocabulary = self.model.config.vocab_size;
         let logits = logits(self.model, &x, &wanted)?;
+        let logits = slices::on_host(&logits)?;
         let logits = slices::read(&logits)?;
         let (of_running, of_prompts) = logits.split_at(self.running.len() * vocabulary);
         let drawn: Result<Vec<Event>> = self
@@ -247,12 +232,13 @@ impl<'m> Engine<'m> {
         events.extend(drawn?);
         let mut of_prompts = of_prompts.chunks_exact(vocabulary);
         for (prompt, &end) in self.waiting.iter_mut().zip(&chunks) {
-            let computed = end > prompt.done;
-            prompt.done = end;
-            prompt.christen(&mut self.pages);
-            if computed && end == prompt.request.prompt.len() {
+            let computed = prompt.done / PAGE..end / PAGE;
+            let pages = prompt.pages[computed.clone()].iter().zip(&prompt.names[computed]);
+            pages.for_each(|(&page, &name)| self.pages.christen(page, name));
+            if end == prompt.tokens.len() && end > prompt.done {
                 prompt.logits = of_prompts.next().map(<[f32]>::to_vec);
             }
+            prompt.done = end;
         }
         self.begin_completions(&mut events)?;
         let finished: Vec<(u64, usize)> = events
@@ -260,131 +246,144 @@ impl<'m> Engine<'m> {
             .filter(|event| event.finish.is_some())
             .map(|event| (event.request, event.completion))
             .collect();
-        self.end(|completion| finished.contains(&(completion.request.id, completion.index)));
+        self.end(|request, left| finished.contains(&(request, left.start)) && left.len() == 1);
         Ok(events)
     }
 
-    /// How far each waiting prompt is computed in this step. Pages are taken for it, but for those
-    /// that a completion of any prompt computed so far needs: the first of them can always begin.
-    fn take_chunks(&mut self) -> Vec<usize> {
-        let mut left = self.options.prefill_tokens;
-        let reserved = self.reserved();
-        let mut kept = 0;
-        let mut chunks = Vec::with_capacity(self.waiting.len());
-        for prompt in &mut self.waiting {
-            kept = kept.max(prompt.request.pages_of_a_completion());
-            if prompt.done == 0 && left > 0 {
-                prompt.take_known_pages(&mut self.pages, reserved + kept);
-            }
-            let free = self.pages.available().saturating_sub(reserved + kept);
-            let wanted = (prompt.request.prompt.len() - prompt.done).min(left);
-            let room = (prompt.pages.len() + free) * PAGE - prompt.done;
-            let end = prompt.done + wanted.min(room);
-            while prompt.pages.len() * PAGE < end {
-                prompt.pages.extend(self.pages.take());
-            }
-            left -= end - prompt.done;
-            chunks.push(end);
-            // Prompts are computed in their order: one that has no room lets none pass.
-            if end < prompt.request.prompt.len() {
-                break;
+    /// A page for each completion that has filled its last one.
+    fn grow(&mut self) {
+        let mut at = 0;
+        while let Some(completion) = self.running.get_mut(at) {
+            if completion.tokens.len() <= completion.pages.len() * PAGE {
+                at += 1;
+            } else if let Some(page) = self.pages.take() {
+                completion.pages.push(page);
+            } else if !self.release_after(0) {
+                self.set_back();
             }
         }
-        chunks.extend(self.waiting.iter().skip(chunks.len()).map(|prompt| prompt.done));
+    }
+
+    /// Takes its pages from the last of the waiting prompts that has any, but for the first `kept`.
+    fn release_after(&mut self, kept: usize) -> bool {
+        let last = self.waiting.iter().skip(kept).rposition(|prompt| !prompt.pages.is_empty());
+        let Some(prompt) = last.and_then(|last| self.waiting.get_mut(kept + last)) else {
+            return false;
+        };
+        self.pages.give_all_back(&std::mem::take(&mut prompt.pages));
+        (prompt.done, prompt.logits) = (0, None);
+        true
+    }
+
+    /// Lets the youngest completion wait. Its pages keep their names: what nobody has needed until it
+    /// goes on is not computed again.
+    fn set_back(&mut self) {
+        let Some(Completion { request, index, tokens, pages }) = self.running.pop() else { return };
+        let prompt = Waiting::new(request, index..index + 1, tokens);
+        let computed = (prompt.tokens.len() - 1) / PAGE;
+        let full = pages.iter().zip(&prompt.names).take(computed);
+        full.for_each(|(&page, &name)| self.pages.christen(page, name));
+        self.pages.give_all_back(&pages);
+        self.waiting.push_front(prompt);
+    }
+
+    /// How far each waiting prompt is computed in this step, in their order: the first one, and others
+    /// that will have a place. Beside their pages, one stays for each completion before; a prompt that
+    /// has no room lets none pass.
+    fn take_chunks(&mut self) -> Vec<usize> {
+        let mut left = self.options.prefill_tokens;
+        let mut before = self.running.len();
+        let mut chunks: Vec<usize> = self.waiting.iter().map(|prompt| prompt.done).collect();
+        for (at, (prompt, end)) in self.waiting.iter_mut().zip(&mut chunks).enumerate() {
+            let has_place = at == 0 || before < self.options.completions;
+            if left == 0 || !has_place || !prompt.take_pages(&mut self.pages, before + 1) {
+                break;
+            }
+            *end = prompt.tokens.len().min(prompt.done + left);
+            left -= *end - prompt.done;
+            before += prompt.left.len();
+        }
         chunks
     }
 
-    /// Pages that completions under way may still take.
-    fn reserved(&self) -> usize {
-        self.running.iter().map(|completion| completion.reserved).sum()
-    }
-
-    /// Begins completions of computed prompts, in their order, while there is room for all of each.
+    /// Begins completions of computed prompts, in their order, while there is room for another one.
     fn begin_completions(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        while let Some(prompt) = self.waiting.front_mut() {
-            let Some(logits) = &prompt.logits else { break };
-            let Request { prompt: tokens, completions, .. } = &prompt.request;
-            let whole = tokens.len() / PAGE;
-            let wanted = prompt.request.pages_of_a_completion();
-            let reserved: usize = self.running.iter().map(|other| other.reserved).sum();
-            let is_full = self.running.len() >= self.options.completions;
-            if is_full || self.pages.available() < reserved + wanted {
+        while self.waiting.front().is_some_and(|prompt| prompt.logits.is_some())
+            && self.running.len() < self.options.completions
+        {
+            // One for each completion under way, and one of its own.
+            if self.pages.available() <= self.running.len() {
+                if self.release_after(1) {
+                    continue;
+                }
                 break;
             }
+            let Some(prompt) = self.waiting.front_mut() else { break };
+            let (Some(logits), Some(index)) = (&prompt.logits, prompt.left.next()) else { break };
+            let whole = prompt.tokens.len() / PAGE;
             let mut pages = prompt.pages[..whole].to_vec();
             pages.iter().for_each(|&page| self.pages.share(page));
-            let mut reserved = wanted;
             if let Some(&partial) = prompt.pages.get(whole)
                 && let Some(own) = self.pages.take()
             {
                 self.pages.copy(partial, own);
                 pages.push(own);
-                reserved -= 1;
             }
-            let mut completion = Completion {
-                request: prompt.request.clone(),
-                index: prompt.begun,
-                tokens: tokens.clone(),
-                pages,
-                reserved,
-            };
+            let (request, tokens) = (prompt.request.clone(), prompt.tokens.clone());
+            let mut completion = Completion { request, index, tokens, pages };
             let event = completion.extend(logits, &mut Vec::new())?;
-            let goes_on = event.finish.is_none();
-            events.push(event);
-            prompt.begun += 1;
-            let all = prompt.begun == *completions;
-            if goes_on {
-                self.running.push(completion);
+            if event.finish.is_some() {
+                self.pages.give_all_back(&completion.pages);
             } else {
-                completion.pages.iter().for_each(|&page| self.pages.give_back(page));
+                self.running.push(completion);
             }
-            if all && let Some(done) = self.waiting.pop_front() {
-                done.pages.iter().for_each(|&page| self.pages.give_back(page));
+            events.push(event);
+            if prompt.left.is_empty()
+                && let Some(done) = self.waiting.pop_front()
+            {
+                self.pages.give_all_back(&done.pages);
             }
         }
         Ok(())
     }
 
-    /// Ends completions and gives their pages back.
-    fn end(&mut self, ends: impl Fn(&Completion) -> bool) {
+    /// Ends what `ends` tells, by request and completions, and gives its pages back.
+    fn end(&mut self, ends: impl Fn(u64, &Range<usize>) -> bool) {
         let pages = &mut self.pages;
-        self.running.retain(|completion| {
-            let stays = !ends(completion);
+        let mut stays = |request: &Request, left: &Range<usize>, held: &[PageId]| {
+            let stays = !ends(request.id, left);
             if !stays {
-                completion.pages.iter().for_each(|&page| pages.give_back(page));
+                pages.give_all_back(held);
             }
             stays
-        });
+        };
+        self.waiting.retain(|prompt| stays(&prompt.request, &prompt.left, &prompt.pages));
+        self.running.retain(|one| stays(&one.request, &(one.index..one.index + 1), &one.pages));
     }
 }
 
-impl Prompt {
-    /// Takes pages that an earlier prompt left, but for the last token, whose logits are wanted.
-    /// At least `kept` stay available.
-    fn take_known_pages(&mut self, pages: &mut Pages, kept: usize) {
-        let tokens = &self.request.prompt;
-        for page in tokens[..tokens.len() - 1].chunks_exact(PAGE) {
-            if pages.available() <= kept {
-                return;
-            }
-            let name = name(self.name.as_ref(), page);
-            let Some(found) = pages.find(&name) else { return };
-            self.pages.push(found);
-            self.done += PAGE;
-            self.name = Some(name);
-        }
+impl Waiting {
+    fn new(request: Request, left: Range<usize>, tokens: Vec<u32>) -> Self {
+        let names = names(&tokens);
+        Self { request, left, tokens, names, pages: Vec::new(), done: 0, logits: None }
     }
 
-    /// Names the pages that have become full.
-    fn christen(&mut self, pages: &mut Pages) {
-        let tokens = &self.request.prompt[..self.done];
-        let mut before = None;
-        for (page, tokens) in self.pages.iter().zip(tokens.chunks_exact(PAGE)) {
-            let name = name(before.as_ref(), tokens);
-            pages.christen(*page, name);
-            before = Some(name);
+    /// Takes pages for all tokens, unless it has them: first those that are there already, but for the
+    /// last token, whose logits are wanted. Takes none where fewer than `kept` would stay available.
+    fn take_pages(&mut self, pages: &mut Pages, kept: usize) -> bool {
+        if !self.pages.is_empty() {
+            return true;
         }
-        self.name = before;
+        let needed = self.tokens.len().div_ceil(PAGE);
+        let known = &self.names[..(self.tokens.len() - 1) / PAGE];
+        let (known, idle) = pages.known(known);
+        if pages.available() < needed - known + idle + kept {
+            return false;
+        }
+        self.pages = self.names[..known].iter().filter_map(|name| pages.find(name)).collect();
+        self.pages.extend((known..needed).filter_map(|_| pages.take()));
+        self.done = known * PAGE;
+        true
     }
 }
 

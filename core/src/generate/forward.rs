@@ -41,11 +41,14 @@ pub(super) fn forward(model: &Decoder, pages: &mut Pages, inputs: &[Input]) -> R
         }
         angles.rotate(ctx, &q)?;
         angles.rotate(ctx, &k)?;
-        let attended = ctx.empty(q.shape(), &q)?;
+        // Pages are on the host, in f32.
+        let [q, k, v] = [slices::on_host(&q)?, slices::on_host(&k)?, slices::on_host(&v)?];
+        let seen = ctx.pool().take(q.shape())?;
         let layer = pages.layer(index);
         layer.write(&places, &slices::read(&k)?, &slices::read(&v)?);
         let q = slices::read(&q)?;
-        slices::write(&attended, |attended| layer.attend(&places, &q, attended))?;
+        slices::write(&seen, |seen| layer.attend(&places, &q, seen))?;
+        let attended = seen.to_device(x.device())?.to_dtype(x.dtype())?;
         apply(ctx, &attended, &[(&block.o, Into::Accumulate, &x)])?;
         let norm = block.ffn_norm.widened(ctx)?;
         let (normed, _) = rms_norm::forward(ctx, &x, &norm, block.eps)?;

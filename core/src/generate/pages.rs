@@ -20,16 +20,14 @@ pub(super) type PageId = u32;
 /// What stands in a page and everything before it, hashed.
 pub(super) type Name = [u8; 32];
 
-/// The name of the page of `tokens` that follows `before`.
-pub(super) fn name(before: Option<&Name>, tokens: &[u32]) -> Name {
+/// The names of the full pages of `tokens`.
+pub(super) fn names(tokens: &[u32]) -> Vec<Name> {
     let mut hasher = blake3::Hasher::new();
-    if let Some(before) = before {
-        hasher.update(before);
-    }
-    tokens.iter().for_each(|token| {
-        hasher.update(&token.to_le_bytes());
-    });
-    *hasher.finalize().as_bytes()
+    let name = |page: &[u32]| {
+        page.iter().for_each(|token| _ = hasher.update(&token.to_le_bytes()));
+        *hasher.finalize().as_bytes()
+    };
+    tokens.chunks_exact(PAGE).map(name).collect()
 }
 
 /// Keys and values of all layers. A page has as many users as sequences that hold it; full pages of
@@ -101,7 +99,7 @@ impl Pages {
     }
 
     /// One user less.
-    pub(super) fn give_back(&mut self, page: PageId) {
+    fn give_back(&mut self, page: PageId) {
         let users = &mut self.users[page as usize];
         *users -= 1;
         if *users == 0 {
@@ -110,6 +108,21 @@ impl Pages {
                 None => self.free.push(page),
             }
         }
+    }
+
+    /// One user less of each of a sequence's pages. Of those that keep a name, the last one's room is
+    /// needed first: it is of no use without those before it.
+    pub(super) fn give_all_back(&mut self, pages: &[PageId]) {
+        pages.iter().rev().for_each(|&page| self.give_back(page));
+    }
+
+    /// How many pages of these names there are, up to the first that is missing, and how many of them
+    /// nobody uses.
+    pub(super) fn known(&self, names: &[Name]) -> (usize, usize) {
+        let found = names.iter().map_while(|name| self.names.get(name));
+        found.fold((0, 0), |(known, idle), &page| {
+            (known + 1, idle + usize::from(self.users[page as usize] == 0))
+        })
     }
 
     /// The page of that name, with one more user.
@@ -330,16 +343,22 @@ mod tests {
     #[test]
     fn pages_are_shared_found_again_and_given_back() {
         let mut pages = Pages::new(&[SHAPE], 3);
-        let first = name(None, &[1, 2, 3]);
-        assert_ne!(first, name(None, &[1, 2, 4]));
-        assert_ne!(first, name(Some(&first), &[1, 2, 3]));
+        let tokens = [1; 2 * PAGE + 3];
+        let all = names(&tokens);
+        let first = all[0];
+        assert_eq!(all[..1], names(&tokens[..PAGE]));
+        assert_eq!(all.len(), 2, "the last page is not full");
+        assert_ne!(first, all[1], "it follows another one");
+        assert_ne!(first, names(&[2; PAGE])[0]);
         let page = pages.take().unwrap();
         pages.christen(page, first);
         assert_eq!(pages.find(&first), Some(page));
+        assert_eq!(pages.known(&all), (1, 0));
         pages.give_back(page);
         assert_eq!(pages.available(), 2, "it has a user still");
         pages.give_back(page);
         assert_eq!(pages.available(), 3);
+        assert_eq!(pages.known(&all), (1, 1));
         assert_eq!(pages.find(&first), Some(page), "nobody needed its room");
         pages.give_back(page);
         let all: Vec<PageId> = (0..3).map(|_| pages.take().unwrap()).collect();

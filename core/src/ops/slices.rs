@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -36,6 +36,12 @@ pub(crate) fn read(tensor: &Tensor) -> Result<Slice<'_>> {
         Storage::Cpu(CpuStorage::F32(_)) => Ok(Slice { storage, range }),
         _ => Err(defect("a fused operation got a tensor that is not f32 on the cpu")),
     }
+}
+
+/// `tensor` where [`read`] finds its elements: itself, or a copy where it is on a device or of another
+/// type.
+pub(crate) fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
 }
 
 /// Calls `f` with the elements of `tensor`, write-locked.
