@@ -1,6 +1,7 @@
 //! Data sets of the Hugging Face hub: which of a repository's files hold a split, and where the
 //! cache keeps them.
 
+use std::collections::BTreeSet;
 #[cfg(feature = "hub")]
 use std::path::Path;
 use std::path::PathBuf;
@@ -8,73 +9,133 @@ use std::path::PathBuf;
 use super::reader::ENDINGS;
 use crate::{Error, Result};
 
-/// A hub data set: `org/name`, perhaps `org/name:split`.
+/// Names of splits.
+const SPLITS: [&str; 7] = ["train", "test", "validation", "valid", "val", "dev", "eval"];
+
+/// A hub data set: `org/name[/config][:split]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
     /// Who owns it.
     pub owner: String,
     /// Its name.
     pub name: String,
-    /// The split asked for; `train` where none was.
+    /// The configuration asked for: the folder that its files lie in.
+    pub config: Option<String>,
+    /// The split asked for; `train` where none was. Of `test|validation` the first that is there.
     pub split: Option<String>,
 }
 
 impl HubId {
-    /// Reads `org/name[:split]`; `None` if the text cannot be one.
+    /// Reads `org/name[/config][:split]`; `None` if the text cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, split) = match text.split_once(':') {
             Some((id, split)) => (id, Some(split.to_string())),
             None => (text, None),
         };
-        let (owner, name) = id.split_once('/')?;
+        let parts: Vec<&str> = id.split('/').collect();
+        let (owner, name, config) = match parts[..] {
+            [owner, name] => (owner, name, None),
+            [owner, name, config] => (owner, name, Some(config)),
+            _ => return None,
+        };
         let word = |text: &str| {
             !text.is_empty()
                 && !text.starts_with('.')
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         };
-        let is_file = ENDINGS.iter().any(|ending| name.ends_with(&format!(".{ending}")));
-        let sound = word(owner) && word(name) && split.as_deref().is_none_or(word) && !is_file;
-        sound.then(|| Self { owner: owner.into(), name: name.into(), split })
+        let last = config.unwrap_or(name);
+        let is_file = ENDINGS.iter().any(|ending| last.ends_with(&format!(".{ending}")));
+        let splits = split.as_deref().is_none_or(|split| split.split('|').all(word));
+        let sound = parts.iter().all(|part| word(part)) && splits && !is_file;
+        let config = config.map(str::to_string);
+        sound.then(|| Self { owner: owner.into(), name: name.into(), config, split })
+    }
+
+    /// The files of the repository that are asked for, sorted. Names on the hub carry their split as
+    /// a word (`data/train-00000-of-00002.parquet`, `test.jsonl`); without a split asked for it is
+    /// `train`, or everything where no file names a split. Folders above that word are a
+    /// configuration (`main/test-0.parquet`); files in none are taken before all others. Where a
+    /// split is there in several kinds of file, Parquet is taken before JSON Lines before JSON, as
+    /// the kinds repeat one another.
+    ///
+    /// # Errors
+    /// If no file holds the split, or those of several configurations do, which are not mixed; the
+    /// hint lists what there is.
+    pub fn files(&self, files: &[String]) -> Result<Vec<String>> {
+        let mut data: Vec<&String> =
+            files.iter().filter(|file| ENDINGS.iter().any(|end| is_of_kind(file, end))).collect();
+        if data.is_empty() {
+            return Err(Error::data(
+                "the repository holds no `.jsonl`, `.json` or `.parquet` file",
+            ));
+        }
+        let wanted: Vec<&str> = self.split.as_deref().unwrap_or("train").split('|').collect();
+        let folder = |file: &str| folder(file, &wanted);
+        if let Some(config) = &self.config {
+            let all: BTreeSet<String> = data.iter().map(|file| folder(file)).collect();
+            data.retain(|file| folder(file) == *config);
+            if data.is_empty() {
+                return Err(Error::data(format!("the repository has no configuration `{config}`"))
+                    .hint(format!("there are {}", shown(&all))));
+            }
+        }
+        let of_split = |split: &str| -> Vec<&String> {
+            data.iter().copied().filter(|file| words(file).any(|word| word == split)).collect()
+        };
+        let mut found = wanted.iter().map(|split| of_split(split));
+        let mut found = found.find(|found| !found.is_empty()).unwrap_or_default();
+        let is_split = |word: &str| SPLITS.iter().any(|split| word.starts_with(split));
+        let mixes = found.is_empty()
+            && self.split.is_none()
+            && !data.iter().any(|file| words(file).any(is_split));
+        if mixes {
+            found = data.clone();
+        }
+        for kind in ["parquet", "jsonl", "ndjson", "json"] {
+            if found.iter().any(|file| is_of_kind(file, kind)) {
+                found.retain(|file| is_of_kind(file, kind));
+                break;
+            }
+        }
+        if found.is_empty() {
+            let wanted = wanted.join("` or `");
+            let shown = shown(data.iter().copied());
+            return Err(Error::data(format!("no file of the repository holds split `{wanted}`"))
+                .hint(format!("name a split as `org/name:split`; there are {shown}")));
+        }
+        let mut configs: BTreeSet<String> = found.iter().map(|file| folder(file)).collect();
+        if !mixes && configs.remove("") {
+            found.retain(|file| folder(file).is_empty());
+        } else if !mixes && configs.len() > 1 {
+            let Self { owner, name, split, .. } = self;
+            let split = split.as_ref().map_or(String::new(), |split| format!(":{split}"));
+            return Err(Error::data(format!(
+                "`{owner}/{name}` has the split in several configurations"
+            ))
+            .hint(format!(
+                "name one, as `{owner}/{name}/config{split}`; there are {}",
+                shown(&configs)
+            )));
+        }
+        let mut found: Vec<String> = found.into_iter().cloned().collect();
+        found.sort();
+        Ok(found)
     }
 }
 
-/// The files of a repository that hold `split`, sorted. Names on the hub carry their split as a
-/// word (`data/train-00000-of-00002.parquet`, `test.jsonl`); without a split asked for it is
-/// `train`, or everything where no file names a split. Where a split is there in several kinds of
-/// file, Parquet is taken before JSON Lines before JSON, as the kinds repeat one another.
-///
-/// # Errors
-/// If no file holds the split; the hint lists what there is.
-pub fn files_of_split(files: &[String], split: Option<&str>) -> Result<Vec<String>> {
-    let data: Vec<&String> =
-        files.iter().filter(|file| ENDINGS.iter().any(|end| is_of_kind(file, end))).collect();
-    if data.is_empty() {
-        return Err(Error::data("the repository holds no `.jsonl`, `.json` or `.parquet` file"));
-    }
-    let named = |file: &str, split: &str| words(file).any(|word| word == split);
-    let known = ["train", "test", "validation", "valid", "val", "dev", "eval"];
-    let wanted = split.unwrap_or("train");
-    let mut found: Vec<&String> = data.iter().copied().filter(|file| named(file, wanted)).collect();
-    let no_split_named = || {
-        !data.iter().any(|file| words(file).any(|word| known.iter().any(|k| word.starts_with(k))))
-    };
-    if found.is_empty() && split.is_none() && no_split_named() {
-        found = data.clone();
-    }
-    for kind in ["parquet", "jsonl", "ndjson", "json"] {
-        if found.iter().any(|file| is_of_kind(file, kind)) {
-            found.retain(|file| is_of_kind(file, kind));
-            break;
-        }
-    }
-    if found.is_empty() {
-        let shown: Vec<_> = data.iter().take(8).map(|file| format!("`{file}`")).collect();
-        return Err(Error::data(format!("no file of the repository holds split `{wanted}`"))
-            .hint(format!("name a split as `org/name:split`; there are {}", shown.join(", "))));
-    }
-    let mut found: Vec<String> = found.into_iter().cloned().collect();
-    found.sort();
-    Ok(found)
+/// The folders above the split in a file's path, `data` left off: its configuration.
+fn folder(file: &str, wanted: &[&str]) -> String {
+    let folders = file.rsplit_once('/').map_or("", |(folders, _)| folders);
+    let is_split = |word: &str| wanted.contains(&word) || SPLITS.contains(&word);
+    let above = folders.split('/').take_while(|part| !words(part).any(is_split));
+    let above: Vec<&str> = above.collect();
+    above.strip_prefix(&["data"]).unwrap_or(&above).join("/")
+}
+
+/// The first of some names.
+fn shown<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let shown: Vec<_> = names.into_iter().take(8).map(|name| format!("`{name}`")).collect();
+    shown.join(", ")
 }
 
 fn is_of_kind(file: &str, ending: &str) -> bool {
@@ -120,10 +181,7 @@ fn fetch_with(id: &HubId, client: hf_hub::HFClientBuilder, offline: bool) -> Res
             })?;
         let mut files = Vec::new();
         list(&folder, "", 0, &mut files)?;
-        return Ok(files_of_split(&files, id.split.as_deref())?
-            .iter()
-            .map(|file| folder.join(file))
-            .collect());
+        return Ok(id.files(&files)?.iter().map(|file| folder.join(file)).collect());
     }
     let files: Vec<String> = repository
         .list_tree()
@@ -136,7 +194,7 @@ fn fetch_with(id: &HubId, client: hf_hub::HFClientBuilder, offline: bool) -> Res
             hf_hub::repository::RepoTreeEntry::Directory { .. } => None,
         })
         .collect();
-    files_of_split(&files, id.split.as_deref())?
+    id.files(&files)?
         .into_iter()
         .map(|file| repository.download_file().filename(file).send().map_err(failed))
         .collect()
@@ -181,9 +239,13 @@ fn list(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<String>) -> R
 mod tests {
     use super::*;
 
-    fn split(files: &[&str], split: Option<&str>) -> Result<Vec<String>> {
+    fn of(id: &str, files: &[&str]) -> Result<Vec<String>> {
         let files: Vec<String> = files.iter().map(ToString::to_string).collect();
-        files_of_split(&files, split)
+        HubId::parse(id).unwrap().files(&files)
+    }
+
+    fn split(files: &[&str], split: Option<&str>) -> Result<Vec<String>> {
+        of(&split.map_or("org/name".into(), |split| format!("org/name:{split}")), files)
     }
 
     #[test]
@@ -192,8 +254,19 @@ mod tests {
         assert_eq!((id.owner.as_str(), id.name.as_str()), ("HuggingFaceH4", "ultrachat_200k"));
         assert_eq!(id.split.as_deref(), Some("train_sft"));
         assert!(HubId::parse("trl-lib/Capybara").unwrap().split.is_none());
-        for not in ["data.jsonl", "a/b/c", "../data", "./data", "dir/rows.jsonl", "/abs", "a/b:c d"]
-        {
+        let id = HubId::parse("openai/gsm8k/main:test").unwrap();
+        assert_eq!((id.config.as_deref(), id.split.as_deref()), (Some("main"), Some("test")));
+        for not in [
+            "data.jsonl",
+            "a/b/c/d",
+            "a/b/c.jsonl",
+            "a/b:c|",
+            "../data",
+            "./data",
+            "dir/rows.jsonl",
+            "/abs",
+            "a/b:c d",
+        ] {
             assert_eq!(HubId::parse(not), None, "{not}");
         }
     }
@@ -218,6 +291,42 @@ mod tests {
     fn kinds_that_repeat_one_another_are_not_mixed() {
         let files = ["train.jsonl", "train.json", "data/train-0.parquet"];
         assert_eq!(split(&files, None).unwrap(), ["data/train-0.parquet"]);
+    }
+
+    #[test]
+    fn configurations_are_not_mixed() {
+        let gsm8k = [
+            "README.md",
+            "main/test-00000-of-00001.parquet",
+            "main/train-00000-of-00001.parquet",
+            "socratic/test-00000-of-00001.parquet",
+            "socratic/train-00000-of-00001.parquet",
+        ];
+        let error = of("openai/gsm8k:test", &gsm8k).unwrap_err();
+        assert_eq!(error.to_string(), "`openai/gsm8k` has the split in several configurations");
+        let hint = "name one, as `openai/gsm8k/config:test`; there are `main`, `socratic`";
+        assert_eq!(error.remedy(), Some(hint));
+        assert_eq!(of("openai/gsm8k/main:test", &gsm8k).unwrap(), [gsm8k[1]]);
+        assert_eq!(of("openai/gsm8k/socratic", &gsm8k).unwrap(), [gsm8k[4]]);
+        let error = of("openai/gsm8k/mian:test", &gsm8k).unwrap_err();
+        assert_eq!(error.to_string(), "the repository has no configuration `mian`");
+        // Folders that hold parts of a split, and one configuration alone.
+        let parts = ["data/train/000/0.parquet", "data/train/001/0.parquet", "data/test/0.parquet"];
+        assert_eq!(of("org/name", &parts).unwrap(), parts[..2]);
+        assert_eq!(of("org/name", &["plain_text/train-0.parquet"]).unwrap().len(), 1);
+        let more = ["train.jsonl", "extra/train.jsonl"];
+        assert_eq!(of("org/name", &more).unwrap(), ["train.jsonl"]);
+        assert_eq!(of("org/name/extra", &more).unwrap(), ["extra/train.jsonl"]);
+    }
+
+    #[test]
+    fn the_first_split_that_is_there_is_taken() {
+        let files = ["test.jsonl", "validation.jsonl", "train.jsonl"];
+        assert_eq!(of("org/name:test|validation", &files).unwrap(), ["test.jsonl"]);
+        assert_eq!(of("org/name:test|validation", &files[1..]).unwrap(), ["validation.jsonl"]);
+        let error = of("org/name:test|validation", &files[2..]).unwrap_err();
+        let told = "no file of the repository holds split `test` or `validation`";
+        assert_eq!(error.to_string(), told);
     }
 
     #[cfg(feature = "hub")]
