@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::engine::EngineOptions;
 use super::pages::PAGE;
-use super::score::{TokenScore, score};
 use crate::data::record::{Message, Record, Turn};
 use crate::memory::system::available_memory;
 use crate::model::{Base, Decoder};
@@ -42,13 +41,14 @@ impl Generator {
     /// Loads what `spec` names, with its adapter.
     ///
     /// # Errors
-    /// Files that cannot be used.
+    /// Files that cannot be used, or a reward model.
     pub fn open(spec: &SourceSpec, device: &Device) -> Result<Self> {
         let mut source = Source::open(spec)?;
         let mut model = source.decoder(Base::Frozen, device, 0)?;
         if let Some(dir) = &spec.adapter {
             model.load_lora(&source.adapter(dir)?)?;
         }
+        model.refuse_reward_model()?;
         let ends = source.tokenizer.end_of_turn_tokens();
         Ok(Self {
             model,
@@ -123,17 +123,21 @@ impl Generator {
         self.model.config.max_position_embeddings
     }
 
+    /// Most tokens of a sequence that an engine holds.
+    pub fn longest(&self, options: &EngineOptions) -> usize {
+        // A prompt's last page is held beside its copy.
+        self.context_len().min((options.cache_tokens / PAGE).saturating_sub(1) * PAGE)
+    }
+
     /// How many tokens may follow a prompt of so many, at least one.
     ///
     /// # Errors
     /// A prompt that fills the context.
     pub fn room_after(&self, prompt: usize, options: &EngineOptions) -> Result<usize> {
-        let context = self.context_len();
-        // A prompt's last page is held beside its copy.
-        let held = (options.cache_tokens / PAGE).saturating_sub(1) * PAGE;
-        match context.min(held).checked_sub(prompt) {
+        let (context, held) = (self.context_len(), self.longest(options));
+        match held.checked_sub(prompt) {
             Some(room) if room > 0 => Ok(room),
-            _ if context <= held => Err(Error::data(format!(
+            _ if context == held => Err(Error::data(format!(
                 "the prompt has `{prompt}` tokens, and the model's context `{context}`"
             ))
             .hint("shorten the prompt")),
@@ -142,14 +146,6 @@ impl Generator {
             ))
             .hint("shorten the prompt, or raise `--cache-tokens`")),
         }
-    }
-
-    /// Scores of all tokens but the first.
-    ///
-    /// # Errors
-    /// As [`score`].
-    pub fn score(&self, tokens: &[u32], top: usize) -> Result<Vec<TokenScore>> {
-        score(&self.model, tokens, top)
     }
 
     /// An engine's options: `cache_tokens`, or what a third of the available memory holds, but no
@@ -165,16 +161,16 @@ impl Generator {
         EngineOptions { cache_tokens, completions, ..EngineOptions::default() }
     }
 
-    /// What the model is, hashed: configuration and weights, the vocabulary's size, the template's text
-    /// and the stop tokens.
+    /// What the model is, hashed: configuration and weights, the tokenizer, the template's text and the
+    /// stop tokens.
     ///
     /// # Errors
-    /// When a tensor cannot be read.
+    /// When a tensor cannot be read, or the tokenizer not be written.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(b"halter generator 1");
+        hasher.update(b"halter generator 2");
         hasher.update(self.model.fingerprint(true)?.as_bytes());
-        hasher.update(&(self.tokenizer.vocab_size() as u64).to_le_bytes());
+        self.tokenizer.hash_into(&mut hasher)?;
         for (name, source) in self.template.iter().flat_map(|template| template.sources()) {
             hasher.update(name.as_bytes()).update(source.as_bytes());
         }

@@ -97,6 +97,20 @@ impl Decoder {
         self.train_where(|param| trained.contains(param.name()) || param.name() == SCORE)
     }
 
+    /// Refuses a reward model where tokens are wanted.
+    ///
+    /// # Errors
+    /// If it is one.
+    pub(crate) fn refuse_reward_model(&self) -> Result<()> {
+        match self.config.head {
+            Head::Language => Ok(()),
+            Head::Score => {
+                let message = "the model is a reward model, which says nothing of the next token";
+                Err(Error::model(message).hint("give the language model that it was made from"))
+            }
+        }
+    }
+
     /// The device it computes on.
     pub fn device(&self) -> &Device {
         self.ctx.device()

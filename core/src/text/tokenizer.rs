@@ -223,6 +223,22 @@ impl Tokenizer {
         hasher.finalize().to_hex()[..32].to_string()
     }
 
+    /// Adds everything that texts and tokens depend on to `hasher`.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be written.
+    pub fn hash_into(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let unwritten = |error| failed("cannot be written", error);
+        let inner = self.inner.to_string(false).map_err(unwritten)?;
+        let post_processor = serde_json::to_string(&self.post_processor);
+        let post_processor = post_processor.map_err(|error| unwritten(error.into()))?;
+        let named = self.named.iter().flat_map(|(name, token)| [*name, token.as_str()]);
+        for part in [&*inner, &*post_processor].into_iter().chain(named) {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        Ok(())
+    }
+
     /// The id of a token given as text.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
