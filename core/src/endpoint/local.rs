@@ -62,7 +62,8 @@ impl Local {
             row: question.draw,
             top_logprobs: question.top_logprobs.unwrap_or(0),
         };
-        Ok((tokens, Job { request, stop: question.stop.clone() }))
+        let is_text = matches!(question.prompt, Turn::Text(_));
+        Ok((tokens, Job { request, stop: question.stop.clone(), is_text }))
     }
 
     fn told(&self, question: &Question, prompt_tokens: usize, completion: &Completion) -> Told {

@@ -43,9 +43,16 @@ impl Logprobs<'_> {
         json!({ "content": content, "refusal": null })
     }
 
+    /// Characters that tokens have; one of several tokens is the first one's.
+    pub fn characters(&self, tokens: &[u32]) -> usize {
+        let begins = |byte: &u8| byte & 0xc0 != 0x80;
+        let bytes = tokens.iter().flat_map(|&token| self.tokenizer.token_bytes(token));
+        bytes.filter(begins).count()
+    }
+
     /// As a text completion has them. `offset` is where the first token begins in the text, in
-    /// characters.
-    pub fn text<'a>(&self, told: impl IntoIterator<Item = Told<'a>>, offset: &mut usize) -> Value {
+    /// characters; below zero where tokens stand before it that the text does not show.
+    pub fn text<'a>(&self, told: impl IntoIterator<Item = Told<'a>>, offset: &mut isize) -> Value {
         let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         for (token, score) in told {
             logprobs.push(score.map_or(Value::Null, |(logprob, _)| number(logprob).into()));
@@ -57,9 +64,8 @@ impl Logprobs<'_> {
                 }
                 map.into()
             }));
-            offsets.push(*offset);
-            let bytes = self.tokenizer.token_bytes(token);
-            *offset += String::from_utf8_lossy(&bytes).chars().count();
+            offsets.push((*offset).max(0));
+            *offset += self.characters(&[token]).cast_signed();
             tokens.push(self.text_of(token));
         }
         json!({

@@ -14,6 +14,8 @@ pub struct Job {
     pub request: Request,
     /// A completion ends before the first of them.
     pub stop: Vec<String>,
+    /// The prompt is a text, which completions go on from: a space that they begin with is theirs.
+    pub is_text: bool,
 }
 
 /// A token of a completion, and the text that may be shown since.
@@ -49,12 +51,16 @@ impl<'g> Session<'g> {
     /// Takes on a job, behind those before it. No two under way have the same id.
     ///
     /// # Errors
-    /// As [`Engine::submit`].
+    /// As [`Engine::submit`], or a prompt that cannot be decoded.
     pub fn submit(&mut self, job: Job) -> Result<()> {
-        let Job { mut request, stop } = job;
+        let Job { mut request, stop, is_text } = job;
         request.stop_tokens.extend(&self.generator.stop_tokens);
         let id = request.id;
-        let texts = vec![Some(TextStream::new(stop)); request.completions];
+        let text = match is_text {
+            true => TextStream::after(&request.prompt, &self.generator.tokenizer, stop)?,
+            false => TextStream::new(stop),
+        };
+        let texts = vec![Some(text); request.completions];
         let open = Open { stop_tokens: request.stop_tokens.clone(), texts };
         self.engine.submit(request)?;
         self.open.insert(id, open);

@@ -5,6 +5,8 @@ use crate::text::tokenizer::Tokenizer;
 
 /// What a decoder puts for bytes that are no character, or not yet one.
 const UNFINISHED: char = '\u{fffd}';
+/// Tokens before a text that a decoder looks at.
+const BEFORE: usize = 16;
 
 /// Turns tokens into text that may be shown at once. Special tokens have none.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,20 @@ impl TextStream {
     /// A text that ends before the first of the strings `stop`.
     pub fn new(stop: Vec<String>) -> Self {
         Self { stop, ..Self::default() }
+    }
+
+    /// The same for a text that follows `prompt`, of which nothing is shown: decoders drop the space
+    /// before a word where a text begins, and here it goes on.
+    ///
+    /// # Errors
+    /// The decoder fails.
+    pub fn after(prompt: &[u32], tokenizer: &Tokenizer, stop: Vec<String>) -> Result<Self> {
+        let tokens = prompt[prompt.len().saturating_sub(BEFORE)..].to_vec();
+        let before = tokenizer.decode(&tokens, true)?;
+        Ok(match before.ends_with(UNFINISHED) {
+            true => Self::new(stop),
+            false => Self { stop, done: tokens.len(), tokens, before, ..Self::default() },
+        })
     }
 
     /// Takes the next token and gives what may be shown now.

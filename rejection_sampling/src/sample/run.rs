@@ -70,10 +70,10 @@ pub struct Outcome {
 }
 
 /// A row that is under way.
-struct Asked {
-    line: Line,
-    row: Map<String, Value>,
-    turn: Vec<Message>,
+pub(super) struct Asked {
+    pub line: Line,
+    pub row: Map<String, Value>,
+    pub turn: Turn,
 }
 
 impl Sampler<'_> {
@@ -148,8 +148,8 @@ impl Sampler<'_> {
     fn ask(&self, at: u64) -> ((usize, Option<Asked>), Result<Job>) {
         let ways = self.variants.len() as u64;
         let (row, variant) = (at / ways, (at % ways) as usize);
-        let mut asked =
-            Asked { line: Line { row, ..Line::default() }, row: Map::new(), turn: Vec::new() };
+        let turn = Turn::Messages(Vec::new());
+        let mut asked = Asked { line: Line { row, ..Line::default() }, row: Map::new(), turn };
         let job = self.job(row, variant, at, &mut asked);
         ((variant, (variant == 0).then_some(asked)), job)
     }
@@ -171,10 +171,9 @@ impl Sampler<'_> {
                 asked.line.tools = tools.clone();
             }
             let (turn, mut prompt) = self.generator.record_prompt(&record)?;
+            let is_text = matches!(turn, Turn::Text(_));
             asked.line.prompt = turn_json(&turn);
-            if let Turn::Messages(messages) = &turn {
-                asked.turn.clone_from(messages);
-            }
+            asked.turn.clone_from(&turn);
             if let Some(system) = &way.system {
                 let Turn::Messages(messages) = turn else {
                     return Err(Error::data("a system prompt needs a conversation, not a text"));
@@ -194,7 +193,7 @@ impl Sampler<'_> {
                 row: at,
                 top_logprobs: 0,
             };
-            Ok(Job { request, stop: self.stop.to_vec() })
+            Ok(Job { request, stop: self.stop.to_vec(), is_text })
         };
         job().map_err(|error: Error| error.at(&*origin.path, origin.line))
     }
@@ -231,16 +230,7 @@ impl Sampler<'_> {
         for mut asked in rows {
             interrupt.check()?;
             let began = Instant::now();
-            let scores = scores(self.scorer, &asked);
-            for (completion, score) in asked.line.completions.iter_mut().zip(scores) {
-                match score.and_then(finite) {
-                    Ok(Score { value, detail }) => {
-                        completion.score = Some(value);
-                        completion.detail = detail;
-                    }
-                    Err(error) => completion.error = Some(error.to_string()),
-                }
-            }
+            asked.score(self.scorer);
             worked += began.elapsed();
             file.append(&asked.line)?;
         }
@@ -256,23 +246,39 @@ fn finite(score: Score) -> Result<Score> {
     }
 }
 
-/// The scores of a row's completions. A scorer that panics costs this row.
-fn scores(scorer: &dyn Scorer, asked: &Asked) -> Vec<Result<Score>> {
-    let completions = &asked.line.completions;
-    let items: Vec<Item> = completions
-        .iter()
-        .map(|completion| Item {
-            prompt: &asked.turn,
-            completion: &completion.text,
-            num_tokens: completion.num_tokens,
-            ended: completion.has_ended(),
-            row: &asked.row,
+impl Asked {
+    /// Scores the completions that have no score.
+    pub fn score(&mut self, scorer: &dyn Scorer) {
+        let unscored: Vec<&Scored> =
+            self.line.completions.iter().filter(|c| c.score.is_none()).collect();
+        let scores = self.scores(scorer, &unscored);
+        let unscored = self.line.completions.iter_mut().filter(|c| c.score.is_none());
+        for (completion, score) in unscored.zip(scores) {
+            (completion.score, completion.detail, completion.error) = match score.and_then(finite) {
+                Ok(Score { value, detail }) => (Some(value), detail, None),
+                Err(error) => (None, None, Some(error.to_string())),
+            };
+        }
+    }
+
+    /// The scores of completions of the row. A scorer that panics costs all of them.
+    fn scores(&self, scorer: &dyn Scorer, completions: &[&Scored]) -> Vec<Result<Score>> {
+        let items: Vec<Item> = completions
+            .iter()
+            .map(|completion| Item {
+                prompt: &self.turn,
+                completion: &completion.text,
+                num_tokens: completion.num_tokens,
+                ended: completion.has_ended(),
+                row: &self.row,
+            })
+            .collect();
+        catch_unwind(AssertUnwindSafe(|| scorer.score_all(&items))).unwrap_or_else(|_| {
+            let failed =
+                |_| Err(Error::data(format!("the scorer `{}` has crashed", scorer.name())));
+            items.iter().map(failed).collect()
         })
-        .collect();
-    catch_unwind(AssertUnwindSafe(|| scorer.score_all(&items))).unwrap_or_else(|_| {
-        let failed = |_| Err(Error::data(format!("the scorer `{}` has crashed", scorer.name())));
-        items.iter().map(failed).collect()
-    })
+    }
 }
 
 fn timed<T>(total: &Cell<Duration>, work: impl FnOnce() -> T) -> T {
