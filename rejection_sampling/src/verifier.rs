@@ -16,7 +16,7 @@ use regex::Regex;
 
 /// A pattern that is part of the program.
 #[expect(clippy::expect_used, reason = "every pattern is a constant that a test compiles")]
-fn fixed(pattern: &str) -> Regex {
+pub(crate) fn fixed(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a constant pattern is well formed")
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::LazyLock;
 
-use halter_core::verify;
 use regex::Regex;
 
 use super::fixed;
@@ -38,7 +37,8 @@ pub struct FinalAnswer<'a> {
 /// follows the last `</think>`, and there in the last `<answer>…</answer>` if there is one:
 ///
 /// 1. the last `\boxed{…}` or `\fbox{…}` that is closed;
-/// 2. what follows the last `####` on its line;
+/// 2. what follows the last `####` on its line ([`line`]), or a number that "answer is" or "answer:"
+///    stands before, whichever comes later;
 /// 3. what follows the last "answer is" or "answer:", up to the end of the sentence or line;
 /// 4. all of `<answer>…</answer>`;
 /// 5. the last number.
@@ -48,9 +48,15 @@ pub fn find(completion: &str) -> Option<FinalAnswer<'_>> {
     let tagged = tagged.flatten();
     let place = tagged.unwrap_or(said);
     let answer = |mark| move |text| FinalAnswer { text, mark };
+    let has_number = |said: &&str| said.contains(|c: char| c.is_ascii_digit());
+    let of_line = || {
+        let (said, from) = line_and_rest(place)?;
+        let later = phrase(from).filter(has_number).map(answer(Mark::Phrase));
+        later.or_else(|| Some(answer(Mark::Line)(said)))
+    };
     boxed(place)
         .map(answer(Mark::Boxed))
-        .or_else(|| non_empty(verify::answer_line(place)?).map(answer(Mark::Line)))
+        .or_else(of_line)
         .or_else(|| phrase(place).map(answer(Mark::Phrase)))
         .or_else(|| non_empty(tagged?).map(answer(Mark::Tag)))
         .or_else(|| numbers(place).last().map(answer(Mark::LastNumber)))
@@ -63,6 +69,28 @@ pub fn after_thinking(completion: &str) -> &str {
 
 fn non_empty(text: &str) -> Option<&str> {
     Some(text.trim()).filter(|text| !text.is_empty())
+}
+
+/// What follows the last `####` on its line. A heading of Markdown is none: a line of words, or one
+/// with a number of its own (`#### 2. Add`), that other text follows.
+pub fn line(text: &str) -> Option<&str> {
+    line_and_rest(text).map(|(said, _)| said)
+}
+
+/// [`line`], and all of the text from there on.
+fn line_and_rest(text: &str) -> Option<(&str, &str)> {
+    static HEADING: LazyLock<Regex> = LazyLock::new(|| fixed(r"^(?:[*_]*\pL|[0-9]+[.):]\s)"));
+    let (mut end, mut is_last) = (text.len(), true);
+    for line in text.rsplit('\n') {
+        let said = line.rsplit_once("####").and_then(|(_, said)| non_empty(said));
+        if let Some(said) = said.filter(|said| is_last || !HEADING.is_match(said)) {
+            let start = end - line.len() + line.rfind(said).unwrap_or_default();
+            return Some((said, &text[start..]));
+        }
+        is_last &= line.trim().is_empty();
+        end = end.saturating_sub(line.len() + 1);
+    }
+    None
 }
 
 /// What is in the last `\boxed{…}` or `\fbox{…}` that is closed and not empty.
@@ -109,22 +137,31 @@ fn phrase(text: &str) -> Option<&str> {
     non_empty(&line[..end])
 }
 
-/// The numbers in `text`, with sign, thousands commas, fraction bar and percent sign.
+/// The numbers in `text`, with sign, thousands commas, fraction bar, percent sign, power, and words
+/// such as `million`. The exponent of a letter is none.
 pub fn numbers(text: &str) -> impl Iterator<Item = &str> {
     static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
-        fixed(
-            r"\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}|(?:[0-9]+ )?[0-9]+/[0-9]+|(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:\s?\\?%)?",
-        )
+        let fraction = r"(?:[0-9]+ ?)?\\[dt]?frac(?:\{-?[0-9]+\}\{[0-9]+\}|[0-9]{2})";
+        let plain = r"(?:[0-9]+ )?[0-9]+/[0-9]+";
+        let power = r"(?:\^(?:\{-?[0-9]+\}|-?[0-9]+))?";
+        let decimal = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)";
+        let times_ten = r"(?:\s?(?:\\times|\\cdot|[×·*])\s?10\^(?:\{-?[0-9]+\}|-?[0-9]+))?";
+        let scale =
+            r"(?:(?:[ ~-]|\\[ ,]|\\text\{)+(?i:hundred|thousand|million|billion|trillion)\b\}?)*";
+        fixed(&format!(
+            r"(?:{fraction}|{plain}|{decimal}(?:[eE][-+]?[0-9]+\b|{power}{times_ten})(?:\s?\\?%)?){scale}"
+        ))
     });
     NUMBER.find_iter(text).filter_map(|found| {
         let before = &text[..found.start()];
-        if before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+        let touches = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if before.trim_end_matches(['{', '-']).ends_with('^') || before.ends_with(touches) {
             return None;
         }
         let unsigned = before.trim_end_matches(['$', '€', '£']);
         let minus = unsigned.strip_suffix('-').or(unsigned.strip_suffix('−'));
         let is_negative = minus.is_some_and(|left| {
-            !left.ends_with(|c: char| c.is_alphanumeric() || "_)-".contains(c))
+            !left.ends_with(|c: char| c.is_ascii_alphanumeric() || "_)-".contains(c))
         });
         Some(match is_negative {
             true => &text[minus.unwrap_or_default().len()..found.end()],
@@ -149,6 +186,17 @@ mod tests {
             (r"\fbox{ 5 }", "5", Mark::Boxed),
             (r"\boxed {5}", "5", Mark::Boxed),
             ("the answer is 4\n#### 5 apples\nbye", "5 apples", Mark::Line),
+            ("#### 5\nThe answer is 42.", "42", Mark::Phrase),
+            ("#### 5\nI hope this answer is clear.", "5", Mark::Line),
+            ("#### Answer: 42", "42", Mark::Phrase),
+            ("#### Step 2: add\n3 + 4 is 7.", "7", Mark::LastNumber),
+            ("#### 2. Add\nThe answer is 7.", "7", Mark::Phrase),
+            ("#### 7\n#### **Note**\nAll is well.", "7", Mark::Line),
+            ("so\r\n#### even \r\n \r\n", "even", Mark::Line),
+            ("答案是42", "42", Mark::LastNumber),
+            ("It has 5 million", "5 million", Mark::LastNumber),
+            (r"It is $2\frac{1}{2}$.", r"2\frac{1}{2}", Mark::LastNumber),
+            ("It takes 25 m^2", "25", Mark::LastNumber),
             ("####\nThe answer is 4", "4", Mark::Phrase),
             ("The answer is: **4.5**.", "4.5**", Mark::Phrase),
             ("**Final Answer:** x = 3\n\nBye 7", "x = 3", Mark::Phrase),
@@ -179,6 +227,17 @@ mod tests {
             (r"\frac{1}{2} or \dfrac{-3}{4}", &[r"\frac{1}{2}", r"\dfrac{-3}{4}"]),
             ("50% or 50 % or 50\\%", &["50%", "50 %", "50\\%"]),
             ("1234,567", &["1234", "567"]),
+            ("1.5e6, 2E-3 and 3em", &["1.5e6", "2E-3", "3"]),
+            ("5 million or 2 Hundred thousand", &["5 million", "2 Hundred thousand"]),
+            (r"5\text{ million} of $1.5~billion$", &[r"5\text{ million}", "1.5~billion"]),
+            ("a million, 3 millions", &["3"]),
+            (r"2\frac{1}{2}, 2 \frac12 and \frac34", &[r"2\frac{1}{2}", r"2 \frac12", r"\frac34"]),
+            (
+                r"2^{10}, 6.02 \times 10^{23}, 3 × 10^-4",
+                &["2^{10}", r"6.02 \times 10^{23}", "3 × 10^-4"],
+            ),
+            ("x^2 + x^{3}", &[]),
+            ("共5个，是-3", &["5", "-3"]),
             ("GPT4 x2 .5", &[".5"]),
             ("1.2.3", &["1.2"]),
             ("٤٢ none", &[]),

@@ -6,8 +6,9 @@
 //!   and quotients of such sums; they are compared exactly: `0.5` = `\frac12`, `\frac{2}{\sqrt2}` =
 //!   `√2`, `(x+1)^2` = `x^2+2x+1`, and `0.333` ≠ `1/3`. Only where one side is rational and the
 //!   other an irrational constant do they agree to a relative 10⁻⁶: `1.4142136` = `√2`.
-//! - Units and money are not compared: `$5`, `5 dollars`, `5\text{ cm}` and `5°` are 5. A single
-//!   letter outside `\text{}` is a variable, no unit.
+//! - Units and money are not compared: `$5`, `5 dollars`, `5\text{ cm}`, `5 (apples)` and `5°` are 5. A
+//!   single letter outside `\text{}` is a variable, no unit.
+//! - The name of a function (`sin`, `ln`) makes text of what it stands in.
 //! - Where one side has a percent sign, `50%` is 50 and also 0.5; where both have, 50% is 50%.
 //! - `x = 5` and `x \in [1, 2)` are what follows. Lists (`1, 2`, `1 or 2`), sets and unions match in
 //!   any order, tuples and intervals in theirs, with their kinds of bracket.
@@ -20,11 +21,14 @@ mod expression;
 mod latex;
 mod parser;
 mod value;
+mod words;
 
 #[cfg(test)]
 mod tests;
 
 use halter_core::verify::Number;
+
+pub use words::number_in_words;
 
 /// Characters of the longest answer that is read as mathematics.
 pub const MAX_CHARS: usize = 300;

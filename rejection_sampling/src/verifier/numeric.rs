@@ -3,7 +3,7 @@
 use halter_core::Result;
 
 use super::answer::{self, FinalAnswer, Mark};
-use super::math::equivalent;
+use super::math::{equivalent, number_in_words};
 use super::reference::Reference;
 use super::shortened;
 use crate::scorer::{Item, Score, Scorer};
@@ -13,7 +13,7 @@ const DETAIL: usize = 60;
 
 /// 1 where the completion's final answer ([`answer::find`]) and the row's are the same
 /// ([`equivalent`]), else 0. An answer in words that is not in a box (`there are 5 apples`) is the
-/// number in it, if there is only one.
+/// number in it ([`number_in_words`]).
 #[derive(Debug, Clone, Default)]
 pub struct Numeric {
     /// Where the answer is.
@@ -25,11 +25,9 @@ pub fn matches(answer: FinalAnswer, wanted: &str) -> bool {
     if equivalent(answer.text, wanted) {
         return true;
     }
-    let mut numbers = answer::numbers(answer.text);
-    match (answer.mark, numbers.next(), numbers.next()) {
-        (Mark::Line | Mark::Phrase | Mark::Tag, Some(only), None) => equivalent(only, wanted),
-        _ => false,
-    }
+    let may_be_words = matches!(answer.mark, Mark::Line | Mark::Phrase | Mark::Tag);
+    let number = may_be_words.then(|| number_in_words(answer.text)).flatten();
+    number.is_some_and(|number| equivalent(&number, wanted))
 }
 
 impl Scorer for Numeric {

@@ -1,7 +1,7 @@
 //! Where a row keeps the right answer.
 
 use halter_core::data::parse::value::{expected, names, present};
-use halter_core::{Error, Result, verify};
+use halter_core::{Error, Result};
 use serde_json::{Map, Value};
 
 use super::answer;
@@ -43,8 +43,9 @@ impl Reference {
     /// The column is missing, null, or neither text, number nor boolean; or the answer is empty.
     pub fn answer(&self, row: &Map<String, Value>) -> Result<String> {
         let (column, text) = self.read(row)?;
-        let stated = verify::answer_line(&text).or_else(|| answer::boxed(&text));
-        match stated.unwrap_or(&text).trim() {
+        let stated = answer::line(&text).or_else(|| answer::boxed(&text));
+        let whole = if text.trim_end().ends_with("####") { "" } else { &text };
+        match stated.unwrap_or(whole).trim() {
             "" => Err(Error::data(format!("column `{column}`: expected an answer, got none"))),
             answer => Ok(answer.to_string()),
         }

@@ -2,7 +2,7 @@
 //!
 //! What is left holds `\frac`, braces, and one character for each operator: `* / √ π ∞ ∪ ∈`.
 
-use super::value::SCALES;
+use super::value::{SCALES, is_function};
 
 /// Nested `\text{…}` that are still read.
 const MAX_DEPTH: usize = 8;
@@ -70,8 +70,16 @@ fn command(rest: &[char], out: &mut String, depth: usize) -> usize {
         "lbrace" => out.push('{'),
         "rbrace" => out.push('}'),
         "quad" | "qquad" => out.push(' '),
-        "text" | "textbf" | "textit" | "textrm" | "mathrm" | "mathbf" | "mathit" | "mbox"
-        | "operatorname" | "boxed" | "fbox" => return len + words(&rest[len..], out, depth),
+        "text" | "textrm" | "mathrm" | "mbox" => {
+            return len + words(&rest[len..], out, depth, true);
+        }
+        "textbf" | "textit" | "mathbf" | "mathit" | "operatorname" | "boxed" | "fbox" => {
+            return len + words(&rest[len..], out, depth, false);
+        }
+        _ if is_function(&name) => {
+            out.push_str(&name);
+            out.push(' ');
+        }
         _ => {
             out.push('\\');
             out.push_str(&name);
@@ -81,8 +89,9 @@ fn command(rest: &[char], out: &mut String, depth: usize) -> usize {
     len
 }
 
-/// The braced words after `\text`; a unit after a number is left out, with its power.
-fn words(rest: &[char], out: &mut String, depth: usize) -> usize {
+/// The braced words after `\text`; of a command that units are written with, one after a number is
+/// left out, with its power.
+fn words(rest: &[char], out: &mut String, depth: usize, has_units: bool) -> usize {
     let skipped = rest.iter().take_while(|c| **c == ' ').count();
     let Some(end) = closing(&rest[skipped..]).filter(|_| depth < MAX_DEPTH) else {
         return 0;
@@ -93,7 +102,9 @@ fn words(rest: &[char], out: &mut String, depth: usize) -> usize {
     let taken = end + 1;
     let after_number =
         out.trim_end().ends_with(|c: char| c.is_ascii_digit() || matches!(c, ')' | '}' | 'π'));
-    let is_unit = !inside.trim().is_empty()
+    let is_unit = has_units
+        && !inside.trim().is_empty()
+        && !is_function(inside.trim())
         && !matches!(inside.trim(), "or" | "and")
         && !SCALES.iter().any(|(scale, _)| inside.contains(scale))
         && inside.chars().all(|c| c.is_alphabetic() || " ./^23".contains(c));

@@ -4,6 +4,7 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 
 use super::expression::Expression;
+use super::value::FUNCTIONS;
 
 /// How deep brackets and fractions may nest.
 const MAX_DEPTH: usize = 24;
@@ -252,7 +253,7 @@ impl Parser {
         Expression::number(top.into())?.over(&Expression::number(bottom.into())?)
     }
 
-    /// One letter, a name, or up to three letters side by side.
+    /// One letter, a name, or up to three letters side by side that begin with no function's name.
     fn letters(&mut self) -> Option<Expression> {
         let rest = self.chars[self.at..].iter();
         let run: String = rest.take_while(|c| c.is_alphabetic()).collect();
@@ -268,7 +269,8 @@ impl Parser {
             self.at += run.len();
             return Some(Expression::letter('∞'));
         }
-        if run.chars().count() > MAX_LETTERS {
+        let is_function = FUNCTIONS.iter().any(|name| run.starts_with(name));
+        if is_function || run.chars().count() > MAX_LETTERS {
             return None;
         }
         // the rest of the run is read as further factors

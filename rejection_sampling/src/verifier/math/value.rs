@@ -7,7 +7,7 @@ use super::parser;
 const MAX_DEPTH: usize = 4;
 
 /// Units that may be written right after a number.
-const UNITS: [&str; 21] = [
+pub(super) const UNITS: [&str; 21] = [
     "cm", "mm", "km", "kg", "mg", "ml", "mL", "in", "ft", "yd", "mi", "lb", "lbs", "oz", "hr",
     "hrs", "min", "mins", "sec", "mph", "kph",
 ];
@@ -23,6 +23,17 @@ pub(super) const SCALES: [(&str, &str); 5] = [
 
 /// Words that join numbers and are no units.
 const JOINING: [&str; 8] = ["pi", "sqrt", "over", "times", "plus", "minus", "inf", "infinity"];
+
+/// Functions: their names are no products of letters, and what holds one is compared as text.
+pub(super) const FUNCTIONS: [&str; 20] = [
+    "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "lg", "exp", "max", "min", "gcd", "lcm",
+    "lim", "det", "arg", "mod", "sup", "deg",
+];
+
+/// Whether `name` is that of a function.
+pub(super) fn is_function(name: &str) -> bool {
+    FUNCTIONS.contains(&name)
+}
 
 /// An answer as it was understood.
 #[derive(Debug, Clone)]
@@ -114,6 +125,7 @@ fn nested(text: &str, depth: usize) -> Value {
             return unordered(&parts, depth);
         }
     }
+    let text = without_remark(text);
     let (number, percent) = match text.strip_suffix('%').or(text.strip_suffix(" percent")) {
         Some(number) => (number, true),
         None => (text, false),
@@ -203,7 +215,11 @@ fn split_list(text: &str, bracketed: bool) -> Vec<&str> {
             _ => continue,
         };
         if at >= start {
-            parts.push(&text[start..at]);
+            // in `3, 5, and 7` nothing stands between the comma and the word
+            let is_oxford = joint > 1 && !parts.is_empty() && text[start..at].trim().is_empty();
+            if !is_oxford {
+                parts.push(&text[start..at]);
+            }
             start = at + joint;
         }
     }
@@ -218,6 +234,20 @@ fn is_in_number(bytes: &[u8], at: usize) -> bool {
     (1..=3).contains(&before) && (1..=3).all(|step| is_digit(at + step)) && !is_digit(at + 4)
 }
 
+/// `text` without words in brackets after a number: `9 (red apples)` is 9.
+fn without_remark(text: &str) -> &str {
+    let scales = |word: &str| SCALES.iter().any(|(name, _)| name.eq_ignore_ascii_case(word));
+    match text.strip_suffix(')').and_then(|text| text.rsplit_once(" (")) {
+        Some((number, words))
+            if number.ends_with(|c: char| c.is_ascii_digit() || matches!(c, '%' | '}'))
+                && words.split(' ').all(|word| is_unit(word) && !scales(word)) =>
+        {
+            number
+        }
+        _ => text,
+    }
+}
+
 /// `text` without degree signs and the words after a number; `3 million` is a product.
 fn without_unit(text: &str) -> String {
     let text = text.replace("°C", "").replace("°F", "").replace('°', "");
@@ -227,7 +257,7 @@ fn without_unit(text: &str) -> String {
         if !has_number {
             break;
         }
-        if let Some((_, scale)) = SCALES.iter().find(|(name, _)| *name == word) {
+        if let Some((_, scale)) = SCALES.iter().find(|(name, _)| name.eq_ignore_ascii_case(word)) {
             return format!("({head})*{scale}");
         }
         if !is_unit(word) {
