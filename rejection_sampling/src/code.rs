@@ -1,12 +1,19 @@
 //! A completion's code against tests, each in a process of its own in the sandbox.
 
+mod source;
 #[cfg(test)]
 mod tests;
 
-use halter_core::data::record::Message;
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+use halter_core::data::record::{Message, Turn};
 use halter_core::{Error, Result};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde_json::{Map, Value};
 
+use self::source::{extract, with_prompt};
 use crate::sandbox::{Program, Sandbox, Settings, Status};
 use crate::scorer::{Item, Score, Scorer};
 use crate::verifier::answer;
@@ -29,6 +36,8 @@ pub enum Credit {
 pub struct Code {
     sandbox: Sandbox,
     credit: Credit,
+    /// Its own: a model that generates beside it shares rayon's.
+    threads: ThreadPool,
 }
 
 impl Code {
@@ -38,8 +47,18 @@ impl Code {
     ///
     /// Where programs cannot be contained here; the message says why.
     pub fn new(settings: Settings, credit: Credit) -> Result<Self> {
-        Ok(Self { sandbox: Sandbox::new(settings)?, credit })
+        let cores = available_parallelism().map_or(1, NonZero::get);
+        Ok(Self { sandbox: Sandbox::new(settings)?, credit, threads: waiting_threads(cores)? })
     }
+}
+
+/// Threads that wait for programs, as many at once.
+///
+/// # Errors
+/// Where the system starts none.
+pub fn waiting_threads(count: usize) -> Result<ThreadPool> {
+    let threads = ThreadPoolBuilder::new().num_threads(count).build();
+    threads.map_err(|error| Error::config(format!("cannot start threads: {error}")))
 }
 
 impl Scorer for Code {
@@ -49,9 +68,16 @@ impl Scorer for Code {
 
     fn score(&self, item: &Item) -> Result<Score> {
         let completion = answer::after_thinking(item.completion);
-        let prompt = item.prompt.last().and_then(Message::content);
+        let prompt = match item.prompt {
+            Turn::Text(text) => Some(text.as_str()),
+            Turn::Messages(messages) => messages.last().and_then(Message::content),
+        };
         let (value, detail) = check(&self.sandbox, self.credit, completion, prompt, item.row)?;
         Ok(Score { value, detail })
+    }
+
+    fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
+        self.threads.install(|| items.par_iter().map(|item| self.score(item)).collect())
     }
 }
 
@@ -165,40 +191,4 @@ pub fn tests_of(row: &Map<String, Value>) -> Result<Vec<String>> {
     }
     let before = before.join("\n");
     Ok(tests.into_iter().map(|test| format!("{before}\n{test}")).collect())
-}
-
-/// The last fenced block of Python, or else the last fenced block, or else all of it.
-fn extract(completion: &str) -> &str {
-    let mut blocks: Vec<(bool, &str)> = Vec::new();
-    let mut open: Option<(bool, usize)> = None;
-    let mut at = 0;
-    for line in completion.split_inclusive('\n') {
-        let start = at;
-        at += line.len();
-        let Some(language) = line.trim_start().strip_prefix("```") else { continue };
-        match open.take() {
-            Some((python, from)) => blocks.push((python, &completion[from..start])),
-            None => {
-                let language = language.trim().to_ascii_lowercase();
-                open = Some((matches!(language.as_str(), "python" | "python3" | "py"), at));
-            }
-        }
-    }
-    // A completion that was cut has no closing fence.
-    blocks.extend(open.map(|(python, from)| (python, &completion[from..])));
-    let python = blocks.iter().rev().find(|(python, _)| *python);
-    python.or(blocks.last()).map_or(completion, |(_, code)| code)
-}
-
-/// A completion goes on where the prompt ends, unless it has the function itself; the prompt's
-/// imports and helpers go before it either way.
-fn with_prompt(code: &str, prompt: Option<&str>, entry_point: Option<&str>) -> String {
-    let (Some(prompt), Some(name)) = (prompt, entry_point) else { return code.to_string() };
-    let definition = format!("def {name}(");
-    let Some(at) = prompt.rfind(&definition) else { return code.to_string() };
-    if code.contains(&definition) {
-        format!("{}\n{code}", &prompt[..at])
-    } else {
-        format!("{prompt}{code}")
-    }
 }

@@ -55,6 +55,34 @@ fn a_completion_goes_on_from_the_prompt() {
 }
 
 #[test]
+fn the_prose_of_a_prompt_is_no_part_of_the_program() {
+    let right = "def f(x):\n    return half(x)";
+    let helper = "import math\n\ndef half(x):\n    return math.floor(x / 2)\n\n";
+    let begun = "def f(x):\n    \"Half of x.\"\n";
+    let fenced = format!("Complete this:\n\n```python\n{helper}{begun}```\nOnly code, please.");
+    let examples = format!("{fenced}\n```\n>>> f(3)\n1\n```");
+    let bare = format!("Write the function `def f(x)`:\n{helper}{begun}");
+    for prompt in [&fenced, &examples, &bare] {
+        assert_eq!(with_prompt(right, Some(prompt), Some("f")), format!("{helper}\n{right}"));
+        let body = "    return half(x)";
+        assert_eq!(with_prompt(body, Some(prompt), Some("f")), format!("{helper}{begun}{body}"));
+    }
+    assert_eq!(with_prompt("x", Some("Write `def f(x)`."), Some("f")), "x");
+}
+
+#[test]
+fn code_before_the_function_is_kept_whole() {
+    let before = "\"\"\"Of trees.\n\nfrom the root on\n\"\"\"\nfrom typing import (\n    List,\n)\n\
+                  import os, sys  # both\n# a note\nLIMIT: int = 3\nxs = [\n    1,\n]\n@cache\n\
+                  class Tree(object):\n    '''A tree.\n\nhas branches\n    '''\n    x = 1\n\
+                  try:\n    import numpy\nexcept ImportError:\n    pass\nsys.setrecursionlimit(99)\n\n";
+    let prompt = format!("{before}def f(x):\n");
+    assert_eq!(with_prompt("    pass", Some(&prompt), Some("f")), format!("{prompt}    pass"));
+    let told = format!("You are given a tree.\n{prompt}");
+    assert_eq!(with_prompt("    pass", Some(&told), Some("f")), format!("{prompt}    pass"));
+}
+
+#[test]
 fn rows_without_tests_are_errors() {
     for bad in [json!({}), json!({"test_list": []}), json!({"tests": 3}), json!({"test_list": [1]})]
     {
@@ -125,7 +153,8 @@ fn the_scorer_runs_what_follows_the_thinking_and_loses_single_rows() {
         Ok(scorer) => scorer,
         Err(error) => return eprintln!("skipped: {error}"),
     };
-    let prompt = [Message::new("user", "import math\ndef f(x):\n    \"Adds one.\"\n")];
+    let prompt = Message::new("user", "import math\ndef f(x):\n    \"Adds one.\"\n");
+    let prompt = Turn::Messages(vec![prompt]);
     // a row of messages, and one without tests
     let tests = row(json!({
         "prompt": [{"role": "user", "content": "import math"}],
@@ -172,10 +201,34 @@ fn canonical_solutions_of_human_eval_pass() {
     for line in lines.lines() {
         let row: Map<String, Value> = serde_json::from_str(line).unwrap();
         let solution = row["canonical_solution"].as_str().unwrap();
+        let (prompt, name) = (row["prompt"].as_str(), row["entry_point"].as_str());
+        let whole = with_prompt("", prompt, name);
+        assert_eq!(Some(whole.trim_start()), prompt.map(str::trim_start), "{}", row["task_id"]);
         let check = |completion| check(sandbox, Credit::default(), completion, None, &row).unwrap();
         assert_eq!(check(solution), (1.0, None), "{}", row["task_id"]);
         assert_eq!(check("    pass\n").0, 0.0, "{}", row["task_id"]);
         count += 1;
     }
     assert_eq!(count, 164);
+}
+
+#[test]
+fn programs_that_wait_leave_rayons_threads_free() {
+    let limits = Limits { wall: Duration::from_secs(3), cpu_seconds: 3, ..Limits::default() };
+    let settings = Settings { limits, ..Settings::default() };
+    let Ok(scorer) = Code::new(settings, Credit::AllOrNothing) else {
+        return eprintln!("skipped: programs cannot be contained here");
+    };
+    let (prompt, row) = (Turn::Text(String::new()), row(json!({"tests": "assert True"})));
+    let completion = "import time; time.sleep(2)";
+    let items: Vec<Item> = (0..2 * rayon::current_num_threads())
+        .map(|_| Item { prompt: &prompt, completion, num_tokens: 1, ended: true, row: &row })
+        .collect();
+    std::thread::scope(|scope| {
+        let scoring = scope.spawn(|| scorer.score_all(&items));
+        std::thread::sleep(Duration::from_millis(500));
+        rayon::broadcast(|_| ());
+        assert!(!scoring.is_finished(), "all threads have answered only after the programs");
+        assert!(scoring.join().unwrap().iter().all(Result::is_ok));
+    });
 }

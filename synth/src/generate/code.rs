@@ -10,7 +10,7 @@ use std::time::Duration;
 use halter_core::data::record::Message;
 use halter_core::train::progress::Unit;
 use halter_core::{Error, Result};
-use halter_rejection_sampling::code::{Credit, check, tests_of};
+use halter_rejection_sampling::code::{Credit, check, tests_of, waiting_threads};
 use halter_rejection_sampling::sandbox::{Sandbox, Settings};
 use rayon::prelude::*;
 use regex::Regex;
@@ -84,7 +84,10 @@ impl Code {
                 remove(outcome, row, "no prompt", "expected `prompt` or `messages`");
                 continue;
             };
+            let is_named =
+                matches!(row.0.get("entry_point"), None | Some(Value::Null | Value::String(_)));
             let tests = match has_tests(row) {
+                _ if !is_named => Err(Error::data("column `entry_point`: expected a string")),
                 true => tests_of(&row.0).map(Some),
                 false if self.write_tests => Ok(None),
                 false => Err(Error::data("expected `tests`, `test_list` or `test`")),
@@ -204,7 +207,7 @@ impl Code {
         }
         made.set("tests", json!(of.tests));
         made.set("attempts", of.attempts);
-        self.asking.sign(&mut made, "code", run, Some(&self.prompt.hash), &[of.row]);
+        self.asking.sign(&mut made, "code", run, &self.prompt.hash, &[of.row]);
         made
     }
 }
@@ -292,9 +295,7 @@ struct Tester {
 
 impl Tester {
     fn new(settings: Settings, parallel: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(parallel).build();
-        let pool = pool.map_err(|error| Error::config(format!("cannot start threads: {error}")))?;
-        Ok(Self { sandbox: Sandbox::new(settings)?, pool })
+        Ok(Self { sandbox: Sandbox::new(settings)?, pool: waiting_threads(parallel)? })
     }
 
     /// Why each reply does not pass its tests, in their order; `None` where it does.
