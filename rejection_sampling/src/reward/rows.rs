@@ -126,12 +126,15 @@ pub fn rank(
     if pairs.is_empty() {
         return Encoded::Dropped { reason: "near-identical completions".into(), tokens };
     }
-    let is_whole = pairs.len() == all().count();
+    let alike = (pairs.len() < all().count()).then(|| "some completions are near-identical");
     let kept = vec![RankedRow { row, pairs, margin: judgement.margin }];
-    match cut {
-        Some((reason, tokens)) => Encoded::Cut { kept, reason, tokens },
-        None if is_whole => Encoded::Kept(kept),
-        None => Encoded::Cut { kept, reason: "some completions are near-identical".into(), tokens },
+    match (cut, alike) {
+        (None, None) => Encoded::Kept(kept),
+        (None, Some(alike)) => Encoded::Cut { kept, reason: alike.into(), tokens },
+        (Some((reason, tokens)), None) => Encoded::Cut { kept, reason, tokens },
+        (Some((reason, tokens)), Some(alike)) => {
+            Encoded::Cut { kept, reason: format!("{reason}; {alike}"), tokens }
+        }
     }
 }
 
@@ -188,6 +191,16 @@ mod tests {
         );
         let dropped = Encoded::Dropped { reason: "near-identical completions".into(), tokens: 10 };
         assert_eq!(fate(&[a, b]), dropped);
+        let cut = |completions: &[&[u32]]| {
+            let kept = encoded(completions).into_kept().unwrap();
+            let cut = Encoded::Cut { kept, reason: "too long".into(), tokens: 20 };
+            match rank(cut, plain, &options) {
+                Encoded::Cut { reason, tokens: 20, .. } => reason,
+                other => unreachable!("{other:?}"),
+            }
+        };
+        assert_eq!(cut(&[a, c]), "too long");
+        assert_eq!(cut(&[a, b, c]), "too long; some completions are near-identical");
     }
 
     #[test]
