@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use crate::answering::{Load, MAX_NEW_TOKENS, ModelArgs, SamplingArgs, resumable};
 use crate::{Context, interrupt, progress};
 
-/// Least score where verifiers judge: what is right has 1, what is wrong 0.
+/// Least score of a verifier: what is right has 1, what is wrong 0.
 const RIGHT: f64 = 0.5;
 
 /// Complete prompts many times, score the completions, keep the best
@@ -56,8 +56,8 @@ pub struct Args {
     /// Rows for fine-tuning: best, above=SCORE, top=FRACTION, majority or none
     #[arg(long, default_value = "best", help_heading = "Selection")]
     select: String,
-    /// Least score of what is kept, and of what counts as accepted (default: 0.5 unless a reward
-    /// model scores)
+    /// Least score of what is kept, and of what counts as accepted (default: that of above=SCORE, else
+    /// half of what a verifier gives; none with a reward model)
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true, help_heading = "Selection")]
     min_score: Option<f64>,
     /// Least difference of the scores of a preference pair
@@ -75,8 +75,8 @@ pub struct Args {
         help_heading = "Sampling"
     )]
     temperatures: Vec<f32>,
-    /// System prompt for some of the completions, in turn; it does not become part of the rows;
-    /// repeatable
+    /// System prompt for some of the completions, in turn; "" is none; it does not become part of the
+    /// rows; repeatable
     #[arg(long, value_name = "TEXT", help_heading = "Sampling")]
     system: Vec<String>,
     #[command(flatten)]
@@ -96,19 +96,18 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         }
     }
     let specs = args.specs()?;
-    let keep = check(&args, &specs)?;
-    let scorer = WeightedSum::from_specs(&specs)?;
+    let mut keep = check(&args, &specs)?;
     let completions = args.output.join("completions.jsonl");
+    let before = args.resume.then(|| ResultFile::settings(&completions)).transpose()?;
+    let began_at = before.as_ref().and_then(|settings| settings.get("began_at")?.as_i64());
+    let began_at = began_at.unwrap_or_else(|| Moment::now().0);
+    let specs: Vec<_> = specs.into_iter().map(|spec| spec.at(began_at)).collect();
+    let scorer = WeightedSum::from_specs(&specs)?;
     std::fs::create_dir_all(&args.output).map_err(|e| Error::io("create", &args.output, e))?;
     remove_temporaries(&args.output)?;
     if !args.resume {
         ResultFile::refuse_occupied(&completions)?;
     }
-    let began_at = match args.resume {
-        true => ResultFile::settings(&completions)?["began_at"].as_i64(),
-        false => None,
-    };
-    let began_at = began_at.unwrap_or_else(|| Moment::now().0);
     let rows = args.rows()?;
     rows.sets().iter().for_each(|set| progress.note(&format!("data: {set}")));
     let generator = args.model.open(Some(began_at))?;
@@ -116,15 +115,12 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     progress.note(&format!("scorer: {}", args.scorer.join(" + ")));
     let variants = variants(&args)?;
     let stop_tokens = args.sampling.stop_tokens(&generator)?;
-    let settings = settings(&args, &rows, &generator, &variants, &stop_tokens, began_at)?;
-    let mut file = match args.resume {
-        true => ResultFile::resume(&completions, &settings)?,
-        false => ResultFile::create(&completions, &settings)?,
-    };
-    let first = file.rows();
-    if first > 0 {
-        let total = counted(rows.len() as usize, "row");
-        progress.note(&format!("resumed after {first} of {total}"));
+    let engine = args.model.engine(&generator, before.as_ref());
+    let mut settings = settings(&args, &rows, &generator, &variants, &stop_tokens, began_at)?;
+    settings.insert("cache_tokens".into(), engine.cache_tokens.into());
+    let fingerprints = scorer.fingerprints()?;
+    if fingerprints.iter().any(Option::is_some) {
+        settings.insert("scorer_fingerprints".into(), json!(fingerprints));
     }
     let sampler = Sampler {
         generator: &generator,
@@ -135,18 +131,36 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         stop_tokens: &stop_tokens,
         stop: &args.sampling.stop,
         seed: args.sampling.seed,
-        engine: args.model.engine(&generator),
+        engine,
     };
-    let outcome = sampler.run(first, &mut file, progress.as_mut(), &interrupt::on_ctrl_c()?);
+    let interrupt = interrupt::on_ctrl_c()?;
+    let mut file = match args.resume {
+        true => {
+            // it ends with a whole line then
+            ResultFile::resume(&completions, &settings)?;
+            let again = sampler.score_again(&completions, progress.as_mut(), &interrupt);
+            again.map_err(resumable)?;
+            ResultFile::resume(&completions, &settings)?
+        }
+        false => ResultFile::create(&completions, &settings)?,
+    };
+    let first = file.rows();
+    if first > 0 {
+        let total = counted(rows.len() as usize, "row");
+        progress.note(&format!("resumed after {first} of {total}"));
+    }
+    let outcome = sampler.run(first, &mut file, progress.as_mut(), &interrupt);
     let outcome = outcome.map_err(resumable)?;
     file.finish().map_err(resumable)?;
-    let mut keep = keep;
     keep.provenance.extend([
         ("model".to_string(), json!(generator.name)),
         ("model_fingerprint".to_string(), settings["model_fingerprint"].clone()),
         ("seed".to_string(), json!(args.sampling.seed)),
         ("scorer".to_string(), json!(args.scorer.join(" + "))),
     ]);
+    if let Some(fingerprints) = settings.get("scorer_fingerprints") {
+        keep.provenance.insert("scorer_fingerprints".into(), fingerprints.clone());
+    }
     finish(&args, &keep, &outcome, &completions, progress.as_mut(), context)
 }
 
@@ -191,8 +205,10 @@ fn check(args: &Args, specs: &[ScorerSpec]) -> anyhow::Result<Keep> {
     if let Some((name, _)) = numbers.iter().find(|(_, x)| x.is_some_and(f64::is_nan)) {
         return Err(Error::config(format!("`{name}` is not a number")).into());
     }
-    let learned = specs.iter().any(ScorerSpec::is_learned);
-    let least = args.min_score.or((!learned && !specs.is_empty()).then_some(RIGHT));
+    let least = match (args.min_score, selection) {
+        (Some(score), _) | (None, Selection::Above(score)) => Some(score),
+        (None, _) => least_score(specs)?,
+    };
     let pairs = !args.no_pairs && !specs.is_empty();
     Ok(Keep {
         selection,
@@ -200,6 +216,26 @@ fn check(args: &Args, specs: &[ScorerSpec]) -> anyhow::Result<Keep> {
         min_margin: pairs.then_some(args.min_margin),
         provenance: Map::new(),
     })
+}
+
+/// The score that parts right from wrong: half of what one verifier gives, beside which penalties are
+/// small. There is none where a reward model scores.
+fn least_score(specs: &[ScorerSpec]) -> anyhow::Result<Option<f64>> {
+    if specs.is_empty() || specs.iter().any(ScorerSpec::is_learned) {
+        return Ok(None);
+    }
+    let (penalties, verifiers): (Vec<&ScorerSpec>, _) = specs.iter().partition(|s| s.is_penalty());
+    let penalty: f64 = penalties.iter().map(|spec| spec.weight().abs()).sum();
+    match verifiers[..] {
+        [verifier] if penalty < RIGHT * verifier.weight() => Ok(Some(RIGHT * verifier.weight())),
+        _ => {
+            let names: Vec<String> = specs.iter().map(ToString::to_string).collect();
+            let message = format!("`{}`: which score is good enough?", names.join(" + "));
+            Err(Error::config(message)
+                .hint("give `--min-score`: it has a default for one verifier, with small penalties")
+                .into())
+        }
+    }
 }
 
 /// The ways to draw completions: temperatures and system prompts in turn.
@@ -211,7 +247,9 @@ fn variants(args: &Args) -> anyhow::Result<Vec<Variant>> {
     };
     let systems: Vec<Option<String>> = match args.system.is_empty() {
         true => vec![None],
-        false => args.system.iter().cloned().map(Some).collect(),
+        false => {
+            args.system.iter().map(|text| Some(text.clone()).filter(|s| !s.is_empty())).collect()
+        }
     };
     let mut variants = Vec::new();
     for system in systems {
@@ -274,6 +312,7 @@ fn settings(
         "stop": args.sampling.stop,
         "stop_tokens": stop_tokens,
         "seed": args.sampling.seed,
+        "allow_special_text": generator.allow_special_text,
         "began_at": began_at,
     });
     // By way of the text, numbers are what they will be when the file is read.
@@ -292,7 +331,8 @@ fn finish(
     let place = |name: &str| args.output.join(name);
     let kept = write_kept(keep, completions, &place("sft.jsonl"), &place("preferences.jsonl"));
     let kept = kept.map_err(resumable)?;
-    let figures = Figures::read(completions, keep.min_score)?;
+    let votes = args.specs()?.iter().any(ScorerSpec::compares_answers);
+    let figures = Figures::read(completions, keep.min_score, votes)?;
     let facts = facts(keep, outcome, kept);
     let page = render("Rejection sampling", &facts, &figures)?;
     atomic_write(place("report.html"), page.as_bytes()).map_err(resumable)?;
@@ -312,6 +352,12 @@ fn finish(
     }
     if let Some(rate) = figures.pass_at.last() {
         progress.note(&format!("pass@{}: {:.1} %", rate.k, 100.0 * rate.mean));
+    }
+    if figures.partial_prompts > 0 {
+        let prompts = counted(figures.partial_prompts, "prompt");
+        progress.note(&format!(
+            "{prompts} completed in some ways only: completions.jsonl has the reasons"
+        ));
     }
     progress.note(&format!("report: {}", place("report.html").display()));
     context.print_json(&summary)?;

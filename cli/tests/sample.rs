@@ -404,6 +404,172 @@ fn a_scorer_that_fails_costs_its_row_only() {
     );
 }
 
+/// Runs `halter sample` on `rows.jsonl` with a judge, and tells its exit code and what it said.
+fn judged(place: &Place, more: &[&str]) -> (Option<i32>, String) {
+    let options =
+        ["sample", "--model", "bundled", "--data", "rows.jsonl", "--num-completions", "2"];
+    let scorer = ["--max-new-tokens", "8", "--scorer", "judge:judge.toml", "--output", "out"];
+    let output = halter_in(place.root(), &[&options[..], &scorer, more].concat());
+    (output.status.code(), text(&output.stderr))
+}
+
+#[test]
+fn what_a_judge_failed_on_is_scored_by_a_resumed_run() {
+    let place = place(6);
+    let judge = |url: &str, more: &str| {
+        let text = format!("url = '{url}'\nmodel = 'judge'\nretries = 0\n{more}\n");
+        place.write("judge.toml", text);
+    };
+    // The judge of rows 3 to 5 answers; nobody listens where the first run asks.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    judge(&format!("http://{closed}/v1"), "");
+    let (code, told) = judged(&place, &[]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("12 completions not be scored"), "{told}");
+    let before = rows(&place.text("out/completions.jsonl"));
+    judge(&failing_judge(), "timeout_seconds = 0.5");
+    let (code, told) = judged(&place, &["--resume"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("6 completions not be scored"), "{told}");
+    let after = rows(&place.text("out/completions.jsonl"));
+    for (at, (before, after)) in before.iter().zip(&after).enumerate() {
+        assert_eq!((&after["row"], &after["prompt"]), (&before["row"], &before["prompt"]));
+        for (before, after) in [0, 1].map(|i| (&before["completions"][i], &after["completions"][i]))
+        {
+            assert_eq!((&after["text"], &after["logps"]), (&before["text"], &before["logps"]));
+            assert_eq!(after["score"].is_null(), at < 3, "{after}");
+            assert_eq!(after["error"].is_null(), at >= 3, "{after}");
+        }
+    }
+    // A judge that is asked otherwise is another scorer.
+    judge("http://127.0.0.1:1/v1", "template = 'Rate {completion}.'");
+    let (code, told) = judged(&place, &["--resume"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("`scorer_fingerprints` is"), "{told}");
+}
+
+#[test]
+fn a_schema_that_was_changed_is_another_scorer() {
+    let place = place(2);
+    place.write("schema.json", "true");
+    let options =
+        ["sample", "--model", "bundled", "--data", "rows.jsonl", "--num-completions", "2"];
+    let more = ["--max-new-tokens", "8", "--scorer", "json-schema:schema.json", "--output", "out"];
+    done(&halter_in(place.root(), &[&options[..], &more].concat()));
+    done(&halter_in(place.root(), &[&options[..], &more, &["--resume"]].concat()));
+    place.write("schema.json", "false");
+    let output = halter_in(place.root(), &[&options[..], &more, &["--resume"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("`scorer_fingerprints` is"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reward_model_is_told_the_time_of_the_run_and_named_by_its_weights() {
+    let place = place(3);
+    let pair = |chosen: &str, rejected: &str| {
+        let message = |text: &str| json!([{ "role": "assistant", "content": text }]);
+        let prompt = json!([{ "role": "user", "content": "2 + 2?" }]);
+        json!({ "prompt": prompt, "chosen": message(chosen), "rejected": message(rejected) })
+    };
+    place.write("pairs.jsonl", lines([pair("It is 4.", "fish"), pair("4", "no")].into_iter()));
+    let train = |steps: &str| {
+        let _ = fs::remove_dir_all(place.path("rm"));
+        let model = ["reward", "--model", "bundled", "--data", "pairs.jsonl", "--output", "rm"];
+        let steps = ["--max-steps", steps, "--batch-size", "2", "--learning-rate", "1e-3"];
+        done(&halter_in(place.root(), &[&model[..], &steps].concat()));
+        let template = place.text("rm/chat_template.jinja");
+        let timed = format!("{{{{ strftime_now('%S') }}}}{template}");
+        place.write("rm/chat_template.jinja", timed);
+    };
+    train("1");
+    let options =
+        ["sample", "--model", "bundled", "--data", "rows.jsonl", "--num-completions", "2"];
+    let more = ["--max-new-tokens", "8", "--scorer", "reward:rm", "--output", "out"];
+    done(&halter_in(place.root(), &[&options[..], &more].concat()));
+    let whole = place.text("out/completions.jsonl");
+    place.write("out/completions.jsonl", whole.lines().next().unwrap().to_string() + "\n");
+    std::thread::sleep(Duration::from_millis(1100));
+    let resume = || halter_in(place.root(), &[&options[..], &more, &["--resume"]].concat());
+    done(&resume());
+    assert_eq!(place.text("out/completions.jsonl"), whole);
+    let kept = rows(&place.text("out/sft.jsonl"));
+    assert!(!kept.is_empty());
+    for row in &kept {
+        let said = row["provenance"]["scorer_fingerprints"][0].as_str().unwrap();
+        assert_eq!(said.len(), 32, "{said}");
+    }
+    train("2");
+    let stderr = text(&resume().stderr);
+    assert!(stderr.contains("`scorer_fingerprints` is"), "{stderr}");
+}
+
+#[test]
+fn completions_are_drawn_with_each_system_prompt_and_without() {
+    let place = place(3);
+    let long = "Be brief. ".repeat(2000);
+    let options =
+        ["sample", "--model", "bundled", "--data", "rows.jsonl", "--num-completions", "4"];
+    let more = ["--max-new-tokens", "8", "--scorer", "numeric", "--min-score", "0"];
+    let run = |output: &str, systems: [&str; 2]| {
+        let [first, second] = systems;
+        let systems = ["--system", first, "--system", second, "--output", output, "--json"];
+        let output = halter_in(place.root(), &[&options[..], &more, &systems].concat());
+        done(&output);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (text(&output.stderr), told["figures"].clone())
+    };
+    let (_, figures) = run("both", ["Be brief.", ""]);
+    assert_eq!((&figures["completions"], &figures["partial_prompts"]), (&json!(12), &json!(0)));
+    for line in rows(&place.text("both/completions.jsonl")) {
+        let systems: Vec<_> = (0..4).map(|i| line["completions"][i]["system"].clone()).collect();
+        assert_eq!(systems, [json!("Be brief."), json!("Be brief."), json!(null), json!(null)]);
+        assert_eq!(line["prompt"].as_array().unwrap().len(), 1, "it is no part of the prompt");
+    }
+    // What one way cannot do is told.
+    let (told, figures) = run("partial", [&long, ""]);
+    assert_eq!((&figures["completions"], &figures["partial_prompts"]), (&json!(6), &json!(3)));
+    assert!(told.contains("3 prompts completed in some ways only"), "{told}");
+    let line = &rows(&place.text("partial/completions.jsonl"))[0];
+    assert!(line["error"].is_string() && line["completions"].as_array().unwrap().len() == 2);
+}
+
+#[test]
+fn the_least_score_is_that_of_one_verifier_or_asked_for() {
+    let place = place(1);
+    let run = |more: &[&str]| {
+        let _ = fs::remove_dir_all(place.path("out"));
+        let options = ["sample", "--model", "bundled", "--data", "rows.jsonl", "--output", "out"];
+        let few = ["--num-completions", "1", "--max-new-tokens", "1"];
+        let output = halter_in(place.root(), &[&options[..], &few, more].concat());
+        let stderr = text(&output.stderr);
+        match output.status.success() {
+            true => Ok(stderr.split_once("least score ").unwrap().1.lines().next().unwrap().into()),
+            false => Err(stderr),
+        }
+    };
+    for (more, least) in [
+        (&["--scorer", "numeric"][..], "0.5"),
+        (&["--scorer", "0.3*numeric", "--scorer", "0.1*repetition"], "0.15"),
+        (&["--scorer", "format:think", "--select", "above=0.25"], "0.25"),
+        (&["--scorer", "numeric", "--select", "above=0.9", "--min-score", "0.1"], "0.1"),
+        (&["--scorer", "numeric", "--scorer", "format:think", "--min-score", "2"], "2"),
+    ] {
+        assert_eq!(run(more), Ok(least.to_string()), "{more:?}");
+    }
+    for more in [
+        &["--scorer", "numeric", "--scorer", "format:think"][..],
+        &["--scorer", "numeric", "--scorer", "0.5*length:10"],
+        &["--scorer", "length:10"],
+        &["--scorer=-1*numeric"],
+    ] {
+        let told = run(more).unwrap_err();
+        assert!(
+            told.contains("which score is good enough?") && told.contains("--min-score"),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_before_anything_is_written() {
     let place = place(2);

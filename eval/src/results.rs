@@ -121,7 +121,7 @@ impl TaskResult {
     }
 
     fn of_completions(path: &Path) -> Result<Self> {
-        let figures = Figures::read(path, Some(RIGHT))?;
+        let figures = Figures::read(path, Some(RIGHT), false)?;
         if figures.failed_prompts > 0 {
             let failed = counted(figures.failed_prompts, "prompt");
             return Err(Error::data(format!("{failed} could not be completed"))

@@ -6,7 +6,7 @@ mod spec;
 mod tests;
 
 use halter_core::Result;
-use halter_core::data::record::Message;
+use halter_core::data::record::Turn;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ pub use spec::ScorerSpec;
 #[derive(Debug, Clone, Copy)]
 pub struct Item<'a> {
     /// What was asked.
-    pub prompt: &'a [Message],
+    pub prompt: &'a Turn,
     /// The completion's text, without its stop token.
     pub completion: &'a str,
     /// Tokens of the completion.
@@ -26,6 +26,10 @@ pub struct Item<'a> {
     /// The data row as it was read.
     pub row: &'a Map<String, Value>,
 }
+
+/// What scorers see that look at no prompt.
+#[cfg(test)]
+pub(crate) static NO_PROMPT: Turn = Turn::Messages(Vec::new());
 
 /// A score; higher is better.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +60,15 @@ pub trait Scorer: Send + Sync {
     /// The score of `item`. An error costs this row only.
     fn score(&self, item: &Item) -> Result<Score>;
 
+    /// What its scores follow from beside the item and the scorer's own text, hashed: a file, a model.
+    /// `None` where there is nothing else.
+    ///
+    /// # Errors
+    /// When a model's tensor cannot be read.
+    fn fingerprint(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// The score of each item, in their order; on all threads, unless a scorer has a better way to
     /// score several at once.
     fn score_all(&self, items: &[Item]) -> Vec<Result<Score>> {
@@ -82,6 +95,19 @@ impl WeightedSum {
         let parts = specs.iter().map(|spec| Ok((spec.weight(), spec.build()?)));
         Ok(Self::new(parts.collect::<Result<_>>()?))
     }
+
+    /// The [`fingerprint`](Scorer::fingerprint) of each part.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fingerprints(&self) -> Result<Vec<Option<String>>> {
+        self.parts.iter().map(|(_, part)| part.fingerprint()).collect()
+    }
+}
+
+/// The hash of what a scorer reads.
+pub(crate) fn hashed(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..32].to_string()
 }
 
 /// `name`, or `weight*name` where the weight is not one.

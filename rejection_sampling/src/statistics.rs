@@ -6,8 +6,8 @@ use rand::seq::index;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Subsets that [`majority_at_k`] looks at: all of them where there are no more, else this many
-/// drawn at random.
+/// Subsets that [`majority_at_k`] need not look beyond: the error of a mean over as many is below half
+/// a percent.
 pub const MAX_SUBSETS: u64 = 20_000;
 
 /// Unbiased estimate of the chance that one of `k` completions is right, when `right` of `n` are:
@@ -32,8 +32,8 @@ pub fn pass_at_k(n: usize, right: usize, k: usize) -> Result<f64> {
 /// The chance that the majority of `k` completions, drawn without replacement, is right. `groups`
 /// holds the answer of each completion ([`groups`](crate::selection::groups)), `is_right` says
 /// which answers are. Answers with the same number of votes share the draw evenly; a draw in which
-/// nobody answered is wrong. Exact up to [`MAX_SUBSETS`] subsets, else a mean over as many random
-/// ones from `seed`.
+/// nobody answered is wrong. Exact where there are no more than `most` subsets, else a mean over as
+/// many random ones from `seed`.
 ///
 /// # Errors
 /// `k` is 0 or more than there are completions.
@@ -41,6 +41,7 @@ pub fn majority_at_k(
     groups: &[Option<usize>],
     is_right: impl Fn(usize) -> bool,
     k: usize,
+    most: u64,
     seed: u64,
 ) -> Result<f64> {
     let n = groups.len();
@@ -59,7 +60,7 @@ pub fn majority_at_k(
         if right == 0 { 0.0 } else { right as f64 / winners().count() as f64 }
     };
     let (mut sum, mut count) = (0.0, 0_u64);
-    if binomial(n, k).is_some_and(|subsets| subsets <= MAX_SUBSETS) {
+    if binomial(n, k).is_some_and(|subsets| subsets <= most) {
         let mut subset: Vec<usize> = (0..k).collect();
         loop {
             sum += share_right(&subset);
@@ -70,7 +71,7 @@ pub fn majority_at_k(
         }
     } else {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        while count < MAX_SUBSETS {
+        while count < most.max(1) {
             sum += share_right(&index::sample(&mut random, n, k).into_vec());
             count += 1;
         }
@@ -244,9 +245,9 @@ mod tests {
         for (n, right, k) in [(3, 1, 4), (3, 1, 0), (3, 4, 1), (0, 0, 1)] {
             assert!(pass_at_k(n, right, k).is_err(), "{n} {right} {k}");
         }
-        assert!(majority_at_k(&[Some(0)], |_| true, 2, 0).is_err());
-        assert!(majority_at_k(&[Some(0)], |_| true, 0, 0).is_err());
-        assert!(majority_at_k(&[], |_| true, 1, 0).is_err());
+        assert!(majority_at_k(&[Some(0)], |_| true, 2, MAX_SUBSETS, 0).is_err());
+        assert!(majority_at_k(&[Some(0)], |_| true, 0, MAX_SUBSETS, 0).is_err());
+        assert!(majority_at_k(&[], |_| true, 1, MAX_SUBSETS, 0).is_err());
     }
 
     #[test]
@@ -268,7 +269,7 @@ mod tests {
             (&[a, None, None], 3, 1.0),
             (&[None, None], 2, 0.0),
         ] {
-            let got = majority_at_k(groups, |group| group == 0, k, 0).unwrap();
+            let got = majority_at_k(groups, |group| group == 0, k, MAX_SUBSETS, 0).unwrap();
             assert!(close(got, wanted), "{groups:?} {k}: {got}");
         }
     }
@@ -278,13 +279,16 @@ mod tests {
         // 40 completions, 24 of them right; one draw of 39 leaves out one, so the majority is right
         let groups: Vec<_> = (0..40).map(|at| Some(usize::from(at >= 24))).collect();
         let right = |group| group == 0;
-        assert_eq!(majority_at_k(&groups, right, 39, 0).unwrap(), 1.0);
-        let drawn = majority_at_k(&groups, right, 9, 7).unwrap();
-        assert_eq!(drawn, majority_at_k(&groups, right, 9, 7).unwrap());
+        let majority = |k, most| majority_at_k(&groups, right, k, most, 7).unwrap();
+        assert_eq!(majority(39, MAX_SUBSETS), 1.0);
+        let drawn = majority(9, MAX_SUBSETS);
+        assert_eq!(drawn, majority(9, MAX_SUBSETS));
         // hypergeometric: Σ_{i=5..9} C(24,i) C(16,9−i) / C(40,9)
         let choose = |n: usize, k: usize| binomial(n, k).unwrap() as f64;
         let exact: f64 = (5..=9).map(|i| choose(24, i) * choose(16, 9 - i) / choose(40, 9)).sum();
         assert!((drawn - exact).abs() < 0.01, "{drawn} {exact}");
+        let fewer = majority(9, 300);
+        assert!(fewer != drawn && (fewer - exact).abs() < 0.1, "{fewer} {exact}");
     }
 
     #[test]

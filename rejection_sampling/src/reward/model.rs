@@ -16,6 +16,7 @@ use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, Result, device};
 
 use super::batch::Scored;
+use crate::scorer::hashed;
 
 /// Tokens that go through the model at once.
 pub const BATCH_TOKENS: usize = 4096;
@@ -33,17 +34,39 @@ impl RewardModel {
     /// # Errors
     /// Files that cannot be used, or a model that is no reward model.
     pub fn load(path: &str, device: &str) -> Result<Self> {
-        let mut source =
-            Source::open(&SourceSpec { model: Some(path.into()), ..SourceSpec::default() })?;
+        Self::open(&SourceSpec { model: Some(path.into()), ..SourceSpec::default() }, device)
+    }
+
+    /// As [`Self::load`], with all that can be said of a model.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(spec: &SourceSpec, device: &str) -> Result<Self> {
+        let mut source = Source::open(spec)?;
         if source.config.head != Head::Score {
             let wanted = source.config.family.architecture(Head::Score);
             return Err(Error::model(format!(
-                "`{path}` is not a reward model: expected `{wanted}`"
+                "`{}` is not a reward model: expected `{wanted}`",
+                spec.model.as_deref().unwrap_or_default()
             ))
             .hint("train one with `halter reward`; merge an adapter with `halter merge`"));
         }
         let model = source.decoder(Base::Frozen, &device::open(device)?, 0)?;
         Ok(Self { source, model })
+    }
+
+    /// What its scores follow from, hashed: configuration and weights, the vocabulary's size, the
+    /// template's text.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut text = format!("halter reward model 1 {}", self.model.fingerprint(true)?);
+        text += &format!(" {}", self.source.tokenizer.vocab_size());
+        for (name, source) in self.source.template.iter().flat_map(|template| template.sources()) {
+            text += &format!("\0{name}\0{source}");
+        }
+        Ok(hashed(text.as_bytes()))
     }
 
     /// The score of each completion as the assistant's answer to its messages: the higher, the

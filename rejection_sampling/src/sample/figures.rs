@@ -7,12 +7,18 @@ use serde::Serialize;
 
 use super::keep::{Keep, answers};
 use super::line::{Line, Scored, read_lines};
-use crate::statistics::{Histogram, bootstrap_interval, clustered_mean, majority_at_k, pass_at_k};
+use crate::statistics::{
+    Histogram, MAX_SUBSETS, bootstrap_interval, clustered_mean, majority_at_k, pass_at_k,
+};
 
 const BINS: usize = 20;
 const POINTS: usize = 2000;
 const EXAMPLES: usize = 5;
 const SEED: u64 = 0;
+/// Subsets of completions that maj@k looks at, over all prompts.
+const SUBSETS: u64 = 2_000_000;
+/// Of each prompt at least as many: all of ten completions.
+const LEAST_SUBSETS: u64 = 256;
 
 /// A rate with its interval.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +51,8 @@ pub struct Figures {
     pub prompts: usize,
     /// Prompts that could not be.
     pub failed_prompts: usize,
+    /// Of those that were, some of whose ways failed.
+    pub partial_prompts: usize,
     /// Completions.
     pub completions: usize,
     /// Of these, cut off at their longest.
@@ -58,7 +66,7 @@ pub struct Figures {
     pub acceptance: Option<(f64, f64)>,
     /// At least one of `k` is accepted.
     pub pass_at: Vec<Rate>,
-    /// The majority of `k` is accepted.
+    /// The majority of `k` is accepted; of answers that are compared.
     pub majority_at: Vec<Rate>,
     /// Mean score.
     pub mean_score: Option<f64>,
@@ -75,15 +83,17 @@ pub struct Figures {
 /// What is remembered of a prompt.
 struct Prompt {
     accepted: Vec<f64>,
-    groups: Vec<Option<usize>>,
+    /// Where answers vote.
+    groups: Option<Vec<Option<usize>>>,
 }
 
 impl Figures {
-    /// The figures of the completions in `path`; `accepted` is the least score of a good one.
+    /// The figures of the completions in `path`; `accepted` is the least score of a good one, and
+    /// with `votes` their final answers vote.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn read(path: &Path, accepted: Option<f64>) -> Result<Self> {
+    pub fn read(path: &Path, accepted: Option<f64>, votes: bool) -> Result<Self> {
         let mut figures = Self::default();
         let (mut prompts, mut scores, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         let mut tokens = 0;
@@ -93,6 +103,7 @@ impl Figures {
                 return Ok(());
             }
             figures.prompts += 1;
+            figures.partial_prompts += usize::from(line.error.is_some());
             figures.completions += line.completions.len();
             for completion in &line.completions {
                 tokens += completion.num_tokens;
@@ -108,7 +119,7 @@ impl Figures {
                 let is_good = |c: &Scored| f64::from(u8::from(c.value() >= least));
                 prompts.push(Prompt {
                     accepted: line.completions.iter().map(is_good).collect(),
-                    groups: answers(&line.completions),
+                    groups: votes.then(|| answers(&line.completions)),
                 });
             }
             Ok(())
@@ -130,23 +141,23 @@ impl Figures {
         let most = prompts.iter().map(|prompt| prompt.accepted.len()).max().unwrap_or(0);
         let mut ks: Vec<usize> = (0..).map(|i| 1 << i).take_while(|&k| k < most).collect();
         ks.push(most);
+        let subsets = SUBSETS / prompts.len().max(1) as u64;
+        let subsets = subsets.clamp(LEAST_SUBSETS, MAX_SUBSETS);
         for k in ks.into_iter().filter(|&k| k > 0) {
             let (mut pass, mut majority) = (Vec::new(), Vec::new());
             for prompt in prompts.iter().filter(|prompt| prompt.accepted.len() >= k) {
                 let right = prompt.accepted.iter().filter(|a| **a > 0.0).count();
                 pass.push([pass_at_k(prompt.accepted.len(), right, k)?]);
-                if prompt.groups.iter().any(Option::is_some) {
+                if let Some(groups) = &prompt.groups {
                     let is_right = |group| {
-                        let both = prompt.groups.iter().zip(&prompt.accepted);
-                        both.into_iter().any(|(of, a)| *of == Some(group) && *a > 0.0)
+                        let mut both = groups.iter().zip(&prompt.accepted);
+                        both.any(|(of, a)| *of == Some(group) && *a > 0.0)
                     };
-                    majority.push([majority_at_k(&prompt.groups, is_right, k, SEED)?]);
+                    majority.push([majority_at_k(groups, is_right, k, subsets, SEED)?]);
                 }
             }
             self.pass_at.extend(rate(k, &pass));
-            if majority.len() == pass.len() {
-                self.majority_at.extend(rate(k, &majority));
-            }
+            self.majority_at.extend(rate(k, &majority));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::str::FromStr;
 
+use halter_core::generate::output;
 use halter_core::train::files::{sync_parent, temporary_beside};
 use halter_core::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -213,11 +214,11 @@ pub fn write_kept(keep: &Keep, from: &Path, rows: &Path, pairs: &Path) -> Result
     let mut pairs = Whole::create(pairs)?;
     read_lines(from, |line| {
         for at in keep.rows(&line.completions) {
-            rows.append(&keep.row(&line, at))?;
+            rows.append(&output::line(&keep.row(&line, at))?)?;
             kept.rows += 1;
         }
         if let Some(pair) = keep.pair(&line.completions) {
-            pairs.append(&keep.pair_row(&line, pair))?;
+            pairs.append(&output::line(&keep.pair_row(&line, pair))?)?;
             kept.pairs += 1;
         }
         Ok(())
@@ -228,24 +229,25 @@ pub fn write_kept(keep: &Keep, from: &Path, rows: &Path, pairs: &Path) -> Result
 }
 
 /// A file that takes its name when it is complete.
-struct Whole<'a> {
+pub(super) struct Whole<'a> {
     path: &'a Path,
     temporary: std::path::PathBuf,
     file: BufWriter<File>,
 }
 
 impl<'a> Whole<'a> {
-    fn create(path: &'a Path) -> Result<Self> {
+    pub fn create(path: &'a Path) -> Result<Self> {
         let temporary = temporary_beside(path);
         let file = File::create(&temporary).map_err(|e| Error::io("create", path, e))?;
         Ok(Self { path, temporary, file: BufWriter::new(file) })
     }
 
-    fn append(&mut self, row: &Value) -> Result<()> {
-        writeln!(self.file, "{row}").map_err(|error| Error::io("write", self.path, error))
+    /// Adds a line, with its end.
+    pub fn append(&mut self, line: &[u8]) -> Result<()> {
+        self.file.write_all(line).map_err(|error| Error::io("write", self.path, error))
     }
 
-    fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         written
             .and_then(|()| std::fs::rename(&self.temporary, self.path))

@@ -4,6 +4,7 @@
 //! All completions go to one file with their scores, a line for each prompt, in order: it is what a
 //! run resumes from. What is kept of them follows from that file alone.
 
+mod again;
 mod figures;
 mod keep;
 mod line;

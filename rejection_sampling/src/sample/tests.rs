@@ -2,6 +2,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use halter_core::data::dataset::DataOptions;
+use halter_core::data::record::Turn;
 use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::output::ResultFile;
@@ -108,7 +109,7 @@ fn figures_are_those_of_the_estimators() {
     let two =
         |a: f64, b: f64| vec![scored("#### 1", Some(a), true), scored("#### 2", Some(b), true)];
     write(&from, &[line(0, two(1.0, 0.0)), line(1, two(0.0, 0.0)), line(2, Vec::new())]);
-    let figures = Figures::read(&from, Some(0.5)).unwrap();
+    let figures = Figures::read(&from, Some(0.5), true).unwrap();
     assert_eq!((figures.prompts, figures.failed_prompts, figures.completions), (2, 1, 4));
     assert_eq!(figures.acceptance.unwrap().0, 0.25);
     let pass: Vec<_> = figures.pass_at.iter().map(|rate| (rate.k, rate.mean)).collect();
@@ -119,8 +120,23 @@ fn figures_are_those_of_the_estimators() {
     assert_eq!((low, high, counts.iter().sum::<usize>()), (0.0, 1.0, 4));
     let page = render("<run>", &[("model".into(), "m".into())], &figures).unwrap();
     assert!(page.contains("&lt;run&gt;") && page.contains("pass@k") && page.contains("#### 1"));
+    // Answers of other scorers have no vote.
+    assert!(Figures::read(&from, Some(0.5), false).unwrap().majority_at.is_empty());
     // Without a least score nothing is accepted or refused.
-    assert_eq!(Figures::read(&from, None).unwrap().acceptance, None);
+    assert_eq!(Figures::read(&from, None, true).unwrap().acceptance, None);
+}
+
+#[test]
+fn a_prompt_without_an_answer_is_a_wrong_majority() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = folder.path().join("c");
+    let two = |text: &str, score| vec![scored(text, Some(score), true); 2];
+    let partial = Line { error: Some("no room".into()), ..line(1, two("no number", 0.0)) };
+    write(&from, &[line(0, two("#### 1", 1.0)), partial]);
+    let figures = Figures::read(&from, Some(0.5), true).unwrap();
+    let majority: Vec<_> = figures.majority_at.iter().map(|rate| (rate.k, rate.mean)).collect();
+    assert_eq!(majority, [(1, 0.5), (2, 0.5)]);
+    assert_eq!((figures.failed_prompts, figures.partial_prompts), (0, 1));
 }
 
 /// Fails in another way on each of the first rows, and stops the run after the fifth where it may.
@@ -145,28 +161,33 @@ impl Scorer for Failing {
     }
 }
 
-/// Samples 40 rows of one short completion, and tells how it went.
-fn sample(folder: &Path, scorer: Failing, interrupt: &Interrupt) -> (Result<Outcome>, Vec<Value>) {
+/// A sampler of 40 rows of one short completion.
+fn with_sampler<T>(folder: &Path, scorer: &dyn Scorer, act: impl FnOnce(&Sampler) -> T) -> T {
     let data = folder.join("data.jsonl");
     let rows = (0..40).map(|row| json!({"prompt": "1 + 1", "id": row.to_string()}).to_string());
     std::fs::write(&data, rows.collect::<Vec<_>>().join("\n")).unwrap();
     let model = SourceSpec { model: Some("bundled".into()), ..SourceSpec::default() };
     let generator = Generator::open(&model, &Device::Cpu).unwrap();
     let rows = Rows::open(&[data.display().to_string()], &DataOptions::default()).unwrap();
-    let results = folder.join("results.jsonl");
-    let mut file = ResultFile::create(&results, &Map::new()).unwrap();
-    let sampler = Sampler {
+    act(&Sampler {
         generator: &generator,
         rows: &rows,
-        scorer: &scorer,
+        scorer,
         variants: &[Variant { sampling: Sampling::default(), system: None, completions: 1 }],
         max_new_tokens: 2,
         stop_tokens: &[],
         stop: &[],
         seed: 1,
         engine: generator.engine_options(4, None),
-    };
-    let outcome = sampler.run(0, &mut file, &mut Silent, interrupt);
+    })
+}
+
+/// Samples, and tells how it went.
+fn sample(folder: &Path, scorer: Failing, interrupt: &Interrupt) -> (Result<Outcome>, Vec<Value>) {
+    let results = folder.join("results.jsonl");
+    let mut file = ResultFile::create(&results, &Map::new()).unwrap();
+    let outcome =
+        with_sampler(folder, &scorer, |sampler| sampler.run(0, &mut file, &mut Silent, interrupt));
     (outcome, read(&results))
 }
 
@@ -183,7 +204,7 @@ fn a_scorer_that_crashes_costs_its_row_and_says_why() {
         assert_eq!(completion["score"], Value::Null);
     }
     assert!(lines[4..].iter().all(|line| line["completions"][0]["score"] == 1.0));
-    let figures = Figures::read(&folder.path().join("results.jsonl"), None).unwrap();
+    let figures = Figures::read(&folder.path().join("results.jsonl"), None, true).unwrap();
     assert_eq!((figures.failed_prompts, figures.unscored, figures.completions), (0, 4, 40));
 }
 
@@ -194,4 +215,56 @@ fn rows_that_wait_for_their_scores_are_left_to_a_resumed_run() {
     let (outcome, lines) = sample(folder.path(), Failing(Some(interrupt.clone())), &interrupt);
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
     assert_eq!(lines.len(), 5);
+}
+
+#[test]
+fn what_could_not_be_scored_is_scored_again_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outcome, before) = sample(folder.path(), Failing(None), &Interrupt::new());
+    outcome.unwrap();
+    let path = folder.path().join("results.jsonl");
+    let again = |scorer: &dyn Scorer, interrupt: &Interrupt| {
+        let path = path.clone();
+        let again = |sampler: &Sampler| sampler.score_again(&path, &mut Silent, interrupt);
+        let outcome = with_sampler(folder.path(), scorer, again);
+        (outcome, read(&path))
+    };
+    // The same failures leave the same file, and so does an interrupt.
+    let (outcome, same) = again(&Failing(None), &Interrupt::new());
+    outcome.unwrap();
+    assert_eq!(same, before);
+    let set = Interrupt::new();
+    set.set();
+    let (outcome, same) = again(&Lengths, &set);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!(same, before);
+    let (outcome, after) = again(&Lengths, &Interrupt::new());
+    outcome.unwrap();
+    assert_eq!(after.len(), 40);
+    for (at, (mut after, mut before)) in after.into_iter().zip(before).enumerate() {
+        if at < 4 {
+            let [new, old] = [&mut after, &mut before].map(|line| &mut line["completions"][0]);
+            assert_eq!(new["score"], 2.0, "{new}");
+            assert!(new.get("error").is_none(), "{new}");
+            for key in ["score", "detail", "error"] {
+                new.as_object_mut().unwrap().shift_remove(key);
+                old.as_object_mut().unwrap().shift_remove(key);
+            }
+        }
+        assert_eq!(after, before);
+    }
+}
+
+/// Scores what it is shown: tokens, where row and prompt are there.
+struct Lengths;
+
+impl Scorer for Lengths {
+    fn name(&self) -> &str {
+        "lengths"
+    }
+
+    fn score(&self, item: &Item) -> Result<Score> {
+        let is_there = item.row.contains_key("id") && *item.prompt == Turn::Text("1 + 1".into());
+        Ok(Score::new(if is_there { item.num_tokens as f64 } else { -1.0 }))
+    }
 }

@@ -67,6 +67,8 @@ pub struct ScorerSpec {
     text: String,
     weight: f64,
     kind: Kind,
+    /// See [`ScorerSpec::at`].
+    now: Option<i64>,
 }
 
 #[derive(Debug, Clone)]
@@ -89,6 +91,23 @@ impl ScorerSpec {
     /// What the score is multiplied with in a sum; 1 unless it was given.
     pub fn weight(&self) -> f64 {
         self.weight
+    }
+
+    /// The same scorer, where the chat template of a reward model is told the time `now`, in seconds
+    /// since 1970, instead of the clock's.
+    #[must_use]
+    pub fn at(self, now: i64) -> Self {
+        Self { now: Some(now), ..self }
+    }
+
+    /// Whether it gives −1 to 0, as `length` and `repetition`.
+    pub fn is_penalty(&self) -> bool {
+        matches!(self.kind, Kind::Length(_) | Kind::Repetition(_))
+    }
+
+    /// Whether it looks for a final answer in the completion.
+    pub fn compares_answers(&self) -> bool {
+        matches!(self.kind, Kind::Numeric(_))
     }
 
     /// Whether its scores have no fixed scale, as those of a reward model.
@@ -127,7 +146,7 @@ impl ScorerSpec {
             Kind::SchemaColumn(column) => Box::new(JsonSchema::from_column(column)),
             Kind::Code { settings, credit } => Box::new(Code::new(settings.clone(), *credit)?),
             Kind::JudgeFile(path) => judge(path)?,
-            Kind::Reward(model) => Box::new(RewardScorer::load(model)?),
+            Kind::Reward(model) => Box::new(RewardScorer::load(model, self.now)?),
             Kind::Length(scorer) => Box::new(*scorer),
             Kind::Repetition(scorer) => Box::new(*scorer),
         })
@@ -160,7 +179,8 @@ impl FromStr for ScorerSpec {
             Some((name, argument)) => (name.trim(), Some(argument)),
             None => (scorer.trim(), None),
         };
-        Ok(Self { text: text.to_string(), weight, kind: Kind::read(name, argument)? })
+        let kind = Kind::read(name, argument)?;
+        Ok(Self { text: text.to_string(), weight, kind, now: None })
     }
 }
 

@@ -15,7 +15,7 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn score(spec: &str, row: Value, completion: &str) -> Result<Score> {
     let row = object(row);
-    let item = Item { prompt: &[], completion, num_tokens: 10, ended: true, row: &row };
+    let item = Item { prompt: &NO_PROMPT, completion, num_tokens: 10, ended: true, row: &row };
     spec.parse::<ScorerSpec>()?.build()?.score(&item)
 }
 
@@ -182,6 +182,15 @@ fn answers_in_words_are_the_only_number_in_them() {
         ("#### $5.00", 1.0),
         ("<answer>It is 5</answer>", 1.0),
         (r"\boxed{\text{the number } 5}", 0.0),
+        ("#### 5 million", 0.0),
+        (r"The answer is $5\pi$.", 0.0),
+        ("<answer>5x</answer>", 0.0),
+        ("#### 5e3", 0.0),
+        ("It has 5 million", 0.0),
+        ("They are 5.5e6", 0.0),
+        (r"so $5\frac{1}{2}$", 0.0),
+        ("答案是5", 1.0),
+        ("#### 5 (apples)", 1.0),
         ("The answer is 5, because 2 + 3 = 5. Bye 7", 0.0),
         ("We get 2 + 3 = 5", 1.0),
         ("The final answer is $\\boxed{5}$. I hope it is correct.", 1.0),
@@ -197,7 +206,7 @@ fn a_weighted_sum_adds_weight_times_score_and_tells_its_parts() {
     let sum = WeightedSum::from_specs(&specs).unwrap();
     assert_eq!(sum.name(), "numeric + 0.5*length");
     let row = object(json!({"answer": "5"}));
-    let item = Item { prompt: &[], completion: "6", num_tokens: 10, ended: true, row: &row };
+    let item = Item { prompt: &NO_PROMPT, completion: "6", num_tokens: 10, ended: true, row: &row };
     let score = sum.score(&item).unwrap();
     assert_eq!(score.value, -0.25);
     assert_eq!(
@@ -215,7 +224,7 @@ fn a_batch_has_the_scores_of_its_items() {
     let (row, none) = (object(json!({"answer": "5"})), Map::new());
     let items: Vec<Item> = (0..100)
         .map(|at| Item {
-            prompt: &[],
+            prompt: &NO_PROMPT,
             completion: if at % 2 == 0 { "5" } else { "6" },
             num_tokens: at % 13,
             ended: true,
@@ -255,7 +264,7 @@ fn a_sum_shows_each_part_a_whole_batch_without_the_failed_rows() {
     let numeric = "numeric".parse::<ScorerSpec>().unwrap().build().unwrap();
     let sum = WeightedSum::new(vec![(1.0, numeric), (0.25, Box::new(counting))]);
     let (row, none) = (object(json!({"answer": "5"})), Map::new());
-    let item = |row| Item { prompt: &[], completion: "5", num_tokens: 1, ended: true, row };
+    let item = |row| Item { prompt: &NO_PROMPT, completion: "5", num_tokens: 1, ended: true, row };
     let scores = sum.score_all(&[item(&row), item(&none), item(&row)]);
     let values: Vec<_> = scores.iter().map(|score| score.as_ref().ok().map(|s| s.value)).collect();
     assert_eq!(values, [Some(1.25), None, Some(1.25)]);
@@ -337,7 +346,7 @@ fn no_scorer_takes_long_over_a_hostile_completion() {
         let long = piece.repeat((1 << 18) / piece.len());
         for completion in [long.clone(), format!("[{long}0]"), format!("answer is {long}\n")] {
             let item = Item {
-                prompt: &[],
+                prompt: &NO_PROMPT,
                 completion: &completion,
                 num_tokens: 1,
                 ended: true,

@@ -4,7 +4,7 @@ mod config;
 #[cfg(test)]
 mod tests;
 
-use halter_core::data::record::Message;
+use halter_core::data::record::{Message, Turn};
 use halter_core::endpoint::{Answer, Api, Ask, EndpointConfig, Pool, PoolOptions};
 use halter_core::{Error, Result};
 use regex::Regex;
@@ -15,7 +15,7 @@ pub use config::JudgeConfig;
 use super::answer::after_thinking;
 use super::pattern;
 use super::reference::Reference;
-use crate::scorer::{Item, Score, Scorer};
+use crate::scorer::{Item, Score, Scorer, hashed};
 
 /// Characters of a judge's answer in an error.
 const EXCERPT: usize = 120;
@@ -110,16 +110,20 @@ impl Judge {
     }
 }
 
-/// The text of one message, or several under their roles.
-fn conversation(messages: &[Message]) -> String {
+/// A text, the text of one message, or several under their roles.
+fn conversation(prompt: &Turn) -> String {
     let text = |message: &Message| match message.0.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
         None => String::new(),
     };
-    match messages {
+    let messages = match prompt {
+        Turn::Text(text) => return text.clone(),
+        Turn::Messages(messages) => messages,
+    };
+    match &messages[..] {
         [only] => text(only),
-        _ => {
+        messages => {
             let turn = |message: &Message| format!("{}: {}", message.role(), text(message));
             messages.iter().map(turn).collect::<Vec<_>>().join("\n\n")
         }
@@ -149,6 +153,13 @@ fn pool(config: &JudgeConfig) -> Result<Pool> {
 impl Scorer for Judge {
     fn name(&self) -> &str {
         "judge"
+    }
+
+    /// Of what the ratings follow from: not of the server's address, key, and how it is asked.
+    fn fingerprint(&self) -> Result<Option<String>> {
+        let JudgeConfig { model, template, reference, pattern, scale, request, .. } = &self.config;
+        let asked = json!([model, template, reference, pattern, scale, request]);
+        Ok(Some(hashed(asked.to_string().as_bytes())))
     }
 
     fn score(&self, item: &Item) -> Result<Score> {

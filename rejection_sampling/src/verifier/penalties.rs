@@ -69,10 +69,11 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
+    use crate::scorer::NO_PROMPT;
 
     fn score(scorer: &dyn Scorer, completion: &str, num_tokens: usize, ended: bool) -> f64 {
         let row = Map::new();
-        let item = Item { prompt: &[], completion, num_tokens, ended, row: &row };
+        let item = Item { prompt: &NO_PROMPT, completion, num_tokens, ended, row: &row };
         scorer.score(&item).unwrap().value
     }
 

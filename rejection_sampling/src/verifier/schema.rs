@@ -9,7 +9,7 @@ use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
 use super::shortened;
-use crate::scorer::{Item, Score, Scorer};
+use crate::scorer::{Item, Score, Scorer, hashed};
 
 /// Characters of a validation error in a report.
 const DETAIL: usize = 120;
@@ -20,6 +20,8 @@ const DETAIL: usize = 120;
 /// to another document is an error: nothing is fetched. Patterns run in linear time.
 pub struct JsonSchema {
     source: Source,
+    /// Of the file that it was read from.
+    fingerprint: Option<String>,
 }
 
 enum Source {
@@ -46,12 +48,13 @@ impl JsonSchema {
         })?;
         let schema = compile(&schema)
             .map_err(|reason| Error::config(format!("JSON schema: {reason}")).in_file(path))?;
-        Ok(Self { source: Source::Compiled(Box::new(schema)) })
+        let fingerprint = Some(hashed(text.as_bytes()));
+        Ok(Self { source: Source::Compiled(Box::new(schema)), fingerprint })
     }
 
     /// The schema in the row's `column`: an object, a boolean, or a string of JSON.
     pub fn from_column(column: &str) -> Self {
-        Self { source: Source::Column(column.to_string()) }
+        Self { source: Source::Column(column.to_string()), fingerprint: None }
     }
 }
 
@@ -102,6 +105,10 @@ impl Scorer for JsonSchema {
         "json-schema"
     }
 
+    fn fingerprint(&self) -> Result<Option<String>> {
+        Ok(self.fingerprint.clone())
+    }
+
     fn score(&self, item: &Item) -> Result<Score> {
         match &self.source {
             Source::Compiled(schema) => Ok(check(schema, item.completion)),
@@ -123,10 +130,11 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::scorer::NO_PROMPT;
 
     fn score(schema: Value, completion: &str) -> Result<f64> {
         let row = Map::from_iter([("schema".to_string(), schema)]);
-        let item = Item { prompt: &[], completion, num_tokens: 1, ended: true, row: &row };
+        let item = Item { prompt: &NO_PROMPT, completion, num_tokens: 1, ended: true, row: &row };
         Ok(JsonSchema::from_column("schema").score(&item)?.value)
     }
 
@@ -220,7 +228,8 @@ mod tests {
         fs::write(&path, r#"{"type": "array"}"#).unwrap();
         let scorer = JsonSchema::from_file(&path).unwrap();
         let row = Map::new();
-        let item = Item { prompt: &[], completion: "[1]", num_tokens: 1, ended: true, row: &row };
+        let item =
+            Item { prompt: &NO_PROMPT, completion: "[1]", num_tokens: 1, ended: true, row: &row };
         assert_eq!(scorer.score(&item).unwrap(), Score::new(1.0));
         let score = scorer.score(&Item { completion: "{}", ..item }).unwrap();
         assert_eq!(score.value, 0.0);

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use halter_core::data::record::Message;
+use halter_core::data::record::Turn;
 use halter_core::train::progress::Unit;
 use halter_core::{Error, Result};
 use halter_rejection_sampling::scorer::{Item, Scorer, ScorerSpec, WeightedSum};
@@ -81,7 +81,7 @@ impl Checked for Score {
 
 /// A row that can be scored.
 struct Answered {
-    prompt: Vec<Message>,
+    prompt: Turn,
     answer: String,
     ended: bool,
     row: Row,
@@ -96,6 +96,7 @@ impl Answered {
         };
         let finish = row.text("finish").or(row.text("finish_reason"));
         let ended = finish != Some("length");
+        let prompt = Turn::Messages(prompt);
         let mut others = row.0.clone();
         others.retain(|column, _| !["messages", "completion", "output"].contains(&column.as_str()));
         Ok(Self { prompt, answer, ended, row, others })

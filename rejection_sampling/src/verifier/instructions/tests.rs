@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::scorer::NO_PROMPT;
 
 /// Paragraphs of some length, because short texts can be of several languages.
 const ENGLISH: &str = "The weather was cold and the streets were empty when we walked home. Nobody \
@@ -252,7 +253,7 @@ fn a_loose_check_forgives_an_introduction_and_asterisks() {
     });
     let row = row.as_object().unwrap();
     let score = |loose, all, completion| {
-        let item = Item { prompt: &[], completion, num_tokens: 1, ended: true, row };
+        let item = Item { prompt: &NO_PROMPT, completion, num_tokens: 1, ended: true, row };
         InstructionFollowing { loose, all }.score(&item).unwrap().value
     };
     for (completion, strict, loose) in [
@@ -279,7 +280,7 @@ fn the_report_names_what_was_not_followed() {
         "kwargs": [null, {}],
     });
     let row = row.as_object().unwrap();
-    let item = Item { prompt: &[], completion: "a b", num_tokens: 1, ended: true, row };
+    let item = Item { prompt: &NO_PROMPT, completion: "a b", num_tokens: 1, ended: true, row };
     let score = InstructionFollowing::default().score(&item).unwrap();
     assert_eq!(score, Score::because(0.5, "not followed: startend:quotation"));
 }
@@ -308,7 +309,7 @@ fn instructions_that_cannot_be_read_cost_their_row() {
     ] {
         let row = json!({"instruction_id_list": ids, "kwargs": arguments});
         let row = row.as_object().unwrap();
-        let item = Item { prompt: &[], completion: "a", num_tokens: 1, ended: true, row };
+        let item = Item { prompt: &NO_PROMPT, completion: "a", num_tokens: 1, ended: true, row };
         let error = InstructionFollowing::default().score(&item).unwrap_err();
         let hint = error.remedy().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
         errors.push(format!("{ids} {arguments}\n  {error}{hint}"));

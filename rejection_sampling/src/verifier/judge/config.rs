@@ -47,7 +47,7 @@ pub struct JudgeConfig {
     pub request: Map<String, Value>,
     /// Seconds for each try.
     pub timeout_seconds: f64,
-    /// Further tries after no connection, no answer in time, status 429 or 5xx.
+    /// Further tries after no connection, no answer in time, or status 5xx.
     pub retries: u32,
     /// Seconds before the first further try; twice as many before each one after it.
     pub backoff_seconds: f64,

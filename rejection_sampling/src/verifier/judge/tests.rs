@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Map;
 
 use super::*;
+use crate::scorer::NO_PROMPT;
 
 /// A server on this machine that answers each request, by its number, with what a function says.
 struct Server {
@@ -86,7 +87,7 @@ fn say(stream: &mut TcpStream, text: &str) {
 }
 
 fn score_with(config: JudgeConfig, completion: &str) -> Result<Score> {
-    let prompt = [Message::new("user", "1 + 1?")];
+    let prompt = Turn::Messages(vec![Message::new("user", "1 + 1?")]);
     let row = Map::from_iter([("answer".to_string(), "#### 2".into())]);
     let item = Item { prompt: &prompt, completion, num_tokens: 1, ended: true, row: &row };
     Judge::new(config)?.score(&item)
@@ -134,9 +135,9 @@ fn places_are_filled_in_once() {
 
 #[test]
 fn a_conversation_is_told_with_its_roles() {
-    let turns = [Message::new("system", "Be brief."), Message::new("user", "1 + 1?")];
-    assert_eq!(conversation(&turns), "system: Be brief.\n\nuser: 1 + 1?");
-    assert_eq!(conversation(&[]), "");
+    let turns = vec![Message::new("system", "Be brief."), Message::new("user", "1 + 1?")];
+    assert_eq!(conversation(&Turn::Messages(turns)), "system: Be brief.\n\nuser: 1 + 1?");
+    assert_eq!(conversation(&NO_PROMPT), "");
 }
 
 #[test]
@@ -157,8 +158,6 @@ fn the_key_of_the_environment_is_sent() {
 fn what_passes_is_tried_again_and_what_does_not_is_not() {
     for (status, requests) in [
         ("500 Internal Server Error", 3),
-        ("503 Service Unavailable", 3),
-        ("429 Too Many Requests", 3),
         ("400 Bad Request", 1),
         ("401 Unauthorized", 1),
         ("302 Found", 1),
@@ -168,6 +167,14 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
         let error = score_with(config, "2").unwrap_err().to_string();
         assert!(error.contains(&status[..3]) && error.contains("why"), "{error}");
         assert_eq!(server.requests(), requests, "{status}");
+    }
+    // Having no room is no failure: the server is waited for.
+    for status in ["503 Service Unavailable", "429 Too Many Requests"] {
+        let full = Server::start(move |_, stream| send(stream, status, "why"));
+        let config = JudgeConfig { retries: 2, ..full.judge() };
+        let error = score_with(config, "2").unwrap_err().to_string();
+        assert!(error.contains("no server has room") && error.contains("why"), "{error}");
+        assert!(full.requests() > 3, "{}", full.requests());
     }
     let recovers = Server::start(|number, stream| match number {
         1 => send(stream, "429 Too Many Requests\r\nRetry-After: 0", ""),
@@ -247,7 +254,7 @@ fn many_are_asked_at_once_and_one_failure_costs_one_row() {
         ..server.judge()
     });
     let (row, none) = (Map::from_iter([("answer".to_string(), 2.into())]), Map::new());
-    let item = |row| Item { prompt: &[], completion: "2", num_tokens: 1, ended: true, row };
+    let item = |row| Item { prompt: &NO_PROMPT, completion: "2", num_tokens: 1, ended: true, row };
     let items: Vec<Item> = (0..16).map(|at| item(if at == 5 { &none } else { &row })).collect();
     let start = Instant::now();
     let scores = judge.unwrap().score_all(&items);
@@ -291,4 +298,31 @@ fn a_configuration_is_checked_before_anything_is_sent() {
     let config = JudgeConfig::from_file(&path).unwrap();
     assert_eq!(Value::Object(config.request.clone()), json!({"max_tokens": 5}));
     assert!(Judge::new(config).is_ok());
+}
+
+#[test]
+fn a_prompt_that_is_a_text_is_what_was_asked() {
+    let server = Server::start(|_, stream| say(stream, "Rating: 10"));
+    let template = "[{prompt}] [{completion}]".into();
+    let judge = Judge::new(JudgeConfig { template, ..server.judge() }).unwrap();
+    let (prompt, row) = (Turn::Text("1 + 1 =".into()), Map::new());
+    let item = Item { prompt: &prompt, completion: "2", num_tokens: 1, ended: true, row: &row };
+    assert_eq!(judge.score(&item).unwrap().value, 1.0);
+    let asked = server.asked.lock().unwrap();
+    assert_eq!(asked[0].1["messages"][0]["content"], "[1 + 1 =] [2]");
+}
+
+#[test]
+fn the_fingerprint_is_of_what_ratings_follow_from() {
+    let config = |template: &str| JudgeConfig {
+        url: "http://127.0.0.1:1".into(),
+        model: "m".into(),
+        template: format!("{template} {{completion}}"),
+        ..JudgeConfig::default()
+    };
+    let of = |config| Judge::new(config).unwrap().fingerprint().unwrap().unwrap();
+    let elsewhere = JudgeConfig { url: "http://127.0.0.1:2".into(), retries: 9, ..config("a") };
+    assert_eq!(of(config("a")), of(elsewhere));
+    assert_ne!(of(config("a")), of(config("b")));
+    assert_ne!(of(config("a")), of(JudgeConfig { scale: [0.0, 1.0], ..config("a") }));
 }
