@@ -36,7 +36,8 @@ pub struct DpoArgs {
     /// Share of labels that are thought to be wrong
     #[arg(long, alias = "label_smoothing", value_name = "SHARE", help_heading = "Preferences")]
     label_smoothing: Option<f64>,
-    /// Weight of the chosen (desirable) completions' negative log-likelihood
+    /// Weight of the chosen (desirable) completions' negative log-likelihood (default: 0.2, or 0 where
+    /// the loss holds it: sft, cpo, orpo)
     #[arg(long, alias = "rpo_alpha", value_name = "WEIGHT", help_heading = "Preferences")]
     nll_weight: Option<f64>,
     /// Leave special tokens (headers, ends of turns) out of the comparison
@@ -95,9 +96,12 @@ impl MethodArgs for DpoArgs {
         macro_rules! set {
             ($($field:ident),*) => { $( if let Some(value) = self.$field { options.$field = value; } )* };
         }
-        set!(loss, beta, label_smoothing, nll_weight, mask_formatting, simpo_gamma, cpo_alpha);
+        set!(loss, beta, label_smoothing, mask_formatting, simpo_gamma, cpo_alpha);
         set!(discopop_tau, ref_model_mixup_alpha, ref_model_sync_steps);
         set!(desirable_weight, undesirable_weight);
+        if self.nll_weight.is_some() {
+            options.nll_weight = self.nll_weight;
+        }
         if self.ld_alpha.is_some() {
             options.ld_alpha = self.ld_alpha;
         }

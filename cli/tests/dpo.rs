@@ -163,6 +163,37 @@ fn log_probs_taken_beforehand_change_nothing_but_rounding() {
 }
 
 #[test]
+fn microbatches_change_no_held_out_loss_that_compares_pairs() {
+    let place = place();
+    let held = ["--eval-data", "held.jsonl", "--eval-every", "1", "--max-steps", "2"];
+    for (run, tokens) in [("small", "16"), ("large", "4096")] {
+        let size = ["--batch-size", "2", "--microbatch-tokens", tokens, "--output", run];
+        done(&place, &[PAIRS, &["--loss", "aot", "--learning-rate", "1e-2"], &held, &size]);
+    }
+    let losses = |run| place.metrics(run).into_iter().map(|line| line["eval/loss"].clone());
+    let (small, large): (Vec<_>, Vec<_>) = (losses("small").collect(), losses("large").collect());
+    assert!(small.len() >= 2 && small.last().unwrap().is_number(), "{small:?}");
+    assert_eq!(small, large);
+}
+
+#[test]
+fn tokens_beyond_the_shorter_completion_count_by_ld_alpha() {
+    let place = place();
+    for (run, more) in
+        [("plain", &[][..]), ("whole", &["--ld-alpha", "1"]), ("none", &["--ld-alpha", "0"])]
+    {
+        done(&place, &[PAIRS, RUN, more, &["--output", run]]);
+    }
+    let (plain, none) = (place.metrics("plain"), place.metrics("none"));
+    assert_eq!(plain, place.metrics("whole"));
+    // every rejected completion is the longer one
+    let first = |metrics: &[Value], name: &str| metrics[0][name].as_f64().unwrap();
+    assert_eq!(first(&plain, "logps/chosen"), first(&none, "logps/chosen"));
+    assert!(first(&plain, "logps/rejected") < first(&none, "logps/rejected"));
+    assert_ne!(plain.last(), none.last());
+}
+
+#[test]
 fn what_was_taken_beforehand_is_used_again_and_never_out_of_date() {
     let place = place();
     let keep = ["--ref-log-probs", "kept.logps", PRECOMPUTE];
@@ -277,6 +308,10 @@ fn wrong_input_is_refused() {
         "--data pairs.jsonl --nll-weight=-1",
         "--data pairs.jsonl --ld-alpha 2",
         "--data pairs.jsonl --loss exo_pair",
+        "--data pairs.jsonl --loss hinge --label-smoothing 0.1",
+        "--data pairs.jsonl --simpo-gamma 1",
+        "--data judged.jsonl --loss kto --cpo-alpha 0.5",
+        "--data pairs.jsonl --loss sigmoid,sft --discopop-tau 0.1",
         "--data pairs.jsonl --loss simpo --ref-model base",
         "--data pairs.jsonl --loss orpo --precompute-ref-log-probs",
         "--data pairs.jsonl --loss cpo --sync-ref-model",

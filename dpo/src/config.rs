@@ -7,10 +7,13 @@ use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::loss::unpaired::{KtoConfig, UnpairedLoss};
-use crate::loss::{LossConfig, Losses};
+use crate::loss::{LossConfig, Losses, PairLoss};
 
 /// The configuration of a run.
 pub type DpoConfig = Config<DpoOptions>;
+
+/// Weight of the NLL term in the recipe of Llama 3.
+const NLL_WEIGHT: f64 = 0.2;
 
 /// Its own keys. Losses and their constants are described in [`crate::loss`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,8 +37,9 @@ pub struct DpoOptions {
     /// KTO's weight of undesirable completions.
     pub undesirable_weight: f64,
     /// Weight of the mean negative log-likelihood of the chosen (desirable) completions, added to the loss
-    /// ("The Llama 3 Herd of Models", section 4.1.4).
-    pub nll_weight: f64,
+    /// ("The Llama 3 Herd of Models", section 4.1.4); see [`Self::nll_weight`] where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nll_weight: Option<f64>,
     /// Leave formatting tokens (headers, ends of turns) out of the log-probs that are compared, but
     /// not out of the NLL term (the same section).
     pub mask_formatting: bool,
@@ -75,7 +79,7 @@ impl Default for DpoOptions {
             discopop_tau: constants.discopop_tau,
             desirable_weight: kto.desirable_weight,
             undesirable_weight: kto.undesirable_weight,
-            nll_weight: 0.2,
+            nll_weight: None,
             mask_formatting: true,
             ld_alpha: None,
             ref_model: None,
@@ -90,6 +94,12 @@ impl Default for DpoOptions {
 }
 
 impl DpoOptions {
+    /// Weight of the NLL term: 0.2 where it is not given, or 0 where the loss holds such a term itself.
+    pub fn nll_weight(&self) -> f64 {
+        let own = if self.loss.any(PairLoss::holds_nll) { 0.0 } else { NLL_WEIGHT };
+        self.nll_weight.unwrap_or(own)
+    }
+
     /// The constants of the losses.
     pub fn constants(&self) -> LossConfig {
         LossConfig {
@@ -142,7 +152,7 @@ impl MethodOptions for DpoOptions {
             Losses::Unpaired(loss) => self.validate_unpaired(*loss, train)?,
         }
         for (name, value) in [
-            ("nll-weight", self.nll_weight),
+            ("nll-weight", self.nll_weight()),
             ("desirable-weight", self.desirable_weight),
             ("undesirable-weight", self.undesirable_weight),
         ] {
@@ -178,6 +188,28 @@ impl DpoOptions {
         Ok(())
     }
 
+    /// A constant that is given and that no loss looks at.
+    fn unread_constant(&self) -> Option<&'static str> {
+        let default = Self::default();
+        let constants: [(_, _, fn(PairLoss) -> bool); 4] = [
+            (
+                "label-smoothing",
+                self.label_smoothing != default.label_smoothing,
+                PairLoss::smooths_labels,
+            ),
+            ("simpo-gamma", self.simpo_gamma != default.simpo_gamma, |loss| {
+                loss == PairLoss::Simpo
+            }),
+            ("cpo-alpha", self.cpo_alpha != default.cpo_alpha, |loss| loss == PairLoss::Cpo),
+            ("discopop-tau", self.discopop_tau != default.discopop_tau, |loss| {
+                loss == PairLoss::Discopop
+            }),
+        ];
+        let unread =
+            constants.into_iter().find(|(_, given, reads)| *given && !self.loss.any(reads));
+        unread.map(|(name, ..)| name)
+    }
+
     /// Refuses options that would silently do nothing, or contradict one another.
     fn fits_together(&self, train: &TrainConfig) -> Result<()> {
         let default = Self::default();
@@ -207,6 +239,8 @@ impl DpoOptions {
             && !is_unpaired
         {
             (name, loss.as_str(), "a pair has one of each: it is of `kto` and `apo_zero_unpaired`")
+        } else if let Some(name) = self.unread_constant() {
+            (name, loss.as_str(), "the loss does not look at it: leave it out")
         } else if self.ld_alpha.is_some() && is_unpaired {
             ("ld-alpha", loss.as_str(), "it compares the lengths of a pair: leave it out")
         } else if let Some(name) = given(&sync_options)
@@ -228,5 +262,56 @@ impl DpoOptions {
         };
         let (name, how, hint) = refused;
         Err(Error::config(format!("`{name}` is given {how}")).hint(hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(loss: &str) -> DpoOptions {
+        DpoOptions { loss: loss.parse().unwrap(), ..DpoOptions::default() }
+    }
+
+    #[test]
+    fn a_loss_with_an_nll_of_its_own_is_given_no_second_one() {
+        for (loss, weight) in [
+            ("sigmoid", 0.2),
+            ("kto", 0.2),
+            ("sigmoid:1,sft:0.2", 0.0),
+            ("orpo", 0.0),
+            ("cpo", 0.0),
+        ] {
+            assert_eq!(options(loss).nll_weight(), weight, "{loss}");
+            let stated = DpoOptions { nll_weight: Some(0.5), ..options(loss) };
+            assert_eq!(stated.nll_weight(), 0.5, "{loss}");
+        }
+    }
+
+    #[test]
+    fn a_constant_that_no_loss_looks_at_is_refused() {
+        let train = DpoOptions::defaults();
+        let smoothing = |options| DpoOptions { label_smoothing: 0.1, ..options };
+        let gamma = |options| DpoOptions { simpo_gamma: 1.0, ..options };
+        let alpha = |options| DpoOptions { cpo_alpha: 0.5, ..options };
+        let tau = |options| DpoOptions { discopop_tau: 0.1, ..options };
+        for (loss, given, refused) in [
+            ("sigmoid", smoothing as fn(DpoOptions) -> DpoOptions, None),
+            ("hinge,robust", smoothing, None),
+            ("hinge", smoothing, Some("label-smoothing")),
+            ("ipo", smoothing, Some("label-smoothing")),
+            ("kto", smoothing, Some("label-smoothing")),
+            ("simpo", gamma, None),
+            ("sigmoid", gamma, Some("simpo-gamma")),
+            ("cpo,sft", alpha, None),
+            ("orpo", alpha, Some("cpo-alpha")),
+            ("discopop", tau, None),
+            ("sigmoid", tau, Some("discopop-tau")),
+        ] {
+            let told = given(options(loss)).validate(&train).map_err(|error| error.to_string());
+            let expected = refused
+                .map_or(Ok(()), |name| Err(format!("`{name}` is given with the loss `{loss}`")));
+            assert_eq!(told, expected, "{loss}");
+        }
     }
 }

@@ -277,7 +277,7 @@ impl Kto {
             undesirable_weight: self.options.undesirable_weight,
         };
         let losses = kto(&sums.logps, reference, desirable, kl, &config)?;
-        let weight = self.options.nll_weight;
+        let weight = self.options.nll_weight();
         if weight == 0.0 {
             return Ok(losses);
         }

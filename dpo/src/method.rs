@@ -36,6 +36,7 @@ pub struct Dpo {
     losses: PairLosses,
     counting: Counting,
     reference: Reference,
+    batch_size: usize,
     /// Of the rewards so far, for the losses that are shifted by their mean.
     rewards: RunningMoments,
 }
@@ -67,6 +68,7 @@ impl Method for Dpo {
             losses,
             counting: counting(&options, source),
             reference: Reference::open(config, source, model)?,
+            batch_size: config.train.batch_size,
             rewards: RunningMoments::default(),
             options,
         })
@@ -122,13 +124,9 @@ impl Method for Dpo {
         _grads: &Grads,
         backward: Backward,
     ) -> Result<Figures> {
-        let microbatch_tokens = match self.losses.compares_pairs() {
-            true => usize::MAX,
-            false => options.microbatch_tokens,
-        };
         let mut figures = Figures::default();
         let mut rewards = Vec::new();
-        let batches = self.pack(model, rows, microbatch_tokens)?;
+        let batches = self.pack(model, rows, options.microbatch_tokens)?;
         for (index, batch) in batches.iter().enumerate() {
             let reference = self.reference.sums(model, batch)?;
             let pass = model.forward(&batch.branched.packed, options.pass(index))?;
@@ -182,6 +180,7 @@ impl Method for Dpo {
 }
 
 impl Dpo {
+    /// Microbatches of `rows`; where a pair's loss depends on the others, one for each step's worth.
     fn pack(
         &self,
         model: &Decoder,
@@ -192,14 +191,19 @@ impl Dpo {
             let rows: Vec<BranchedRow> = members.into_iter().map(|at| rows[at].clone()).collect();
             Completions::new(&rows, &self.counting, model.device())
         };
-        places(rows, microbatch_tokens).into_iter().map(batch).collect()
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let members: Vec<Vec<usize>> = match self.losses.compares_pairs() {
+            true => all.chunks(self.batch_size).map(<[usize]>::to_vec).collect(),
+            false => places(rows, microbatch_tokens),
+        };
+        members.into_iter().map(batch).collect()
     }
 
     /// The loss of each pair, `(pairs,)`.
     fn loss(&self, logps: &PairLogps) -> Result<Tensor> {
         let constants = self.options.constants();
         let loss = self.losses.loss(logps, &constants, self.rewards.mean())?;
-        match (self.options.nll_weight, &logps.nll) {
+        match (self.options.nll_weight(), &logps.nll) {
             (weight, Some(chosen)) if weight > 0.0 => Ok((loss + (nll(chosen)? * weight)?)?),
             _ => Ok(loss),
         }

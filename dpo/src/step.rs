@@ -216,3 +216,43 @@ pub fn note_rewards(
     figures.note("logps/rejected", &host(&logps.rejected.logps)?);
     Ok([chosen, rejected].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use halter_core::data::record::Origin;
+
+    use super::*;
+
+    /// Completions of four tokens and of two, behind a prompt.
+    fn pair() -> BranchedRow {
+        let branch =
+            |tokens: &[u32]| Branch { tokens: tokens.to_vec(), mask: vec![true; tokens.len()] };
+        BranchedRow {
+            origin: Origin { path: Arc::new("pairs.jsonl".into()), line: 1 },
+            prompt: vec![1, 2],
+            branches: vec![branch(&[3, 4, 5, 6]), branch(&[7, 8])],
+            prompt_is_prefix: true,
+        }
+    }
+
+    #[test]
+    fn tokens_beyond_the_shorter_completion_weigh_alpha_in_the_sums() {
+        let counting = Counting { formatting: None, ld_alpha: Some(0.25) };
+        let batch = Completions::new(&[pair()], &counting, &Device::Cpu).unwrap();
+        let logps = Tensor::new(&[-1f32, -2.0, -4.0, -8.0, -16.0, -32.0], &Device::Cpu).unwrap();
+        let pairs = pair_logps(&batch, &logps, None, 4.0).unwrap();
+        // −1 − 2 − (4 + 8)/4, and the whole of what is not longer
+        assert_eq!(host(&pairs.chosen.logps).unwrap(), [-6.0]);
+        assert_eq!(host(&pairs.rejected.logps).unwrap(), [-48.0]);
+        assert_eq!((pairs.chosen.tokens, pairs.rejected.tokens), (vec![4], vec![2]));
+        assert_eq!(host(&pairs.nll.unwrap().logps).unwrap(), [-15.0], "the NLL has every token");
+        let keys = |alpha| {
+            let counting = Counting { formatting: None, ld_alpha: alpha };
+            counting.compared(&pair()).unwrap().into_iter().map(|compared| compared.key)
+        };
+        let same = keys(None).zip(keys(Some(0.25))).map(|(a, b)| a == b).collect::<Vec<_>>();
+        assert_eq!(same, [false, true], "log-probs that are kept are of the same weights");
+    }
+}

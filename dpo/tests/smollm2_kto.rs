@@ -36,7 +36,7 @@ fn check(run: &str) {
     let method = DpoOptions {
         loss: run.parse().unwrap(),
         undesirable_weight: 1.2,
-        nll_weight: 0.0,
+        nll_weight: Some(0.0),
         mask_formatting: false,
         train_on_trailing: true,
         ..DpoOptions::default()

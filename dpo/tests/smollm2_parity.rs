@@ -32,7 +32,7 @@ fn rows(config: &DpoConfig, source: &Source) -> Vec<BranchedRow> {
 /// TRL's losses as they are.
 fn options(loss: &str) -> DpoOptions {
     let loss = loss.parse().unwrap();
-    DpoOptions { loss, nll_weight: 0.0, mask_formatting: false, ..DpoOptions::default() }
+    DpoOptions { loss, nll_weight: Some(0.0), mask_formatting: false, ..DpoOptions::default() }
 }
 
 #[test]

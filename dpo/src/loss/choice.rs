@@ -6,8 +6,8 @@ use std::str::FromStr;
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::PairLosses;
 use super::unpaired::UnpairedLoss;
+use super::{PairLoss, PairLosses};
 
 /// What a run may be told to minimise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,14 @@ pub enum Losses {
 }
 
 impl Losses {
+    /// Whether any of its losses of pairs `is` so.
+    pub fn any(&self, is: impl Fn(PairLoss) -> bool) -> bool {
+        match self {
+            Self::Pairs(losses) => losses.terms().iter().any(|(loss, _)| is(*loss)),
+            Self::Unpaired(_) => false,
+        }
+    }
+
     /// Whether it compares the policy with a reference.
     pub fn needs_reference(&self) -> bool {
         match self {

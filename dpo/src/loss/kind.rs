@@ -114,8 +114,13 @@ impl PairLoss {
         matches!(self, Self::Aot | Self::AotUnpaired)
     }
 
+    /// Whether it holds the NLL of the chosen completions.
+    pub fn holds_nll(self) -> bool {
+        matches!(self, Self::Sft | Self::Cpo | Self::Orpo)
+    }
+
     /// Whether `label_smoothing` changes it.
-    fn smooths_labels(self) -> bool {
+    pub fn smooths_labels(self) -> bool {
         use PairLoss::{Aot, AotUnpaired, Cpo, ExoPair, Robust, Sigmoid, SigmoidNorm, Simpo};
         matches!(self, Sigmoid | SigmoidNorm | ExoPair | Robust | Aot | AotUnpaired | Simpo | Cpo)
     }
