@@ -21,11 +21,11 @@ pub fn layered_tokens(
     logit_rows: usize,
 ) -> Result<usize> {
     let config = &model.config;
-    let count = |params: Vec<&Param>| params.into_iter().map(Param::elem_count).sum::<usize>();
-    let block = model.blocks.iter().map(|block| count(block.params())).max().unwrap_or(0);
-    let blocks = block + microbatch_tokens * Width::of(config).forward;
-    let head = model.head().elem_count() + logit_rows * config.vocab_size;
-    let fixed = resident_memory().unwrap_or(PROCESS_BYTES) + 4 * blocks.max(head);
+    let held = |params: Vec<&Param>| params.into_iter().map(Param::passing_bytes).sum::<usize>();
+    let block = model.blocks.iter().map(|block| held(block.params())).max().unwrap_or(0);
+    let blocks = block + 4 * microbatch_tokens * Width::of(config).forward;
+    let head = model.head().passing_bytes() + 4 * logit_rows * config.vocab_size;
+    let fixed = resident_memory().unwrap_or(PROCESS_BYTES) + blocks.max(head);
     // The stream, and a block's output or what is left of it behind the norm.
     let per_token = 2 * 4 * config.hidden_size;
     let room = ((ceiling as f64 * ROOM) as usize).saturating_sub(fixed);

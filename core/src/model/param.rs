@@ -30,8 +30,8 @@ pub enum Value {
 
 /// Elements of a parameter that its fingerprint is made of.
 const HASHED_ELEMENTS: usize = 64;
-/// Rows that are hashed at a time.
-const HASHED_ROWS: usize = 256;
+/// Bytes of a stored parameter that are hashed at a time.
+const HASHED_BYTES: usize = 4 << 20;
 
 impl Param {
     /// A frozen parameter under the name Hugging Face gives it.
@@ -128,6 +128,16 @@ impl Param {
         Ok(x)
     }
 
+    /// Bytes that it takes while a pass block by block uses it: in the type of the computation, and
+    /// what of its file stays in memory meanwhile.
+    pub(crate) fn passing_bytes(&self) -> usize {
+        let mapped = match &self.value {
+            Value::Stored(stored) if stored.kind() != StoredKind::F32 => stored.bytes().len(),
+            _ => 0,
+        };
+        4 * self.elem_count() + mapped
+    }
+
     /// Itself in memory for a while, if its file has it in the type of the computation; nothing else
     /// of the file stays there.
     pub(crate) fn resident(&self, ctx: &Context) -> Result<Self> {
@@ -187,18 +197,22 @@ impl Param {
             // As if it had been read into memory.
             Value::Stored(stored) if stored.kind() == StoredKind::F32 => {
                 let row_len = stored.row_len();
+                let step = (HASHED_BYTES / 4 / row_len.max(1)).max(1);
                 let mut values = Vec::new();
-                for rows in (0..stored.rows()).step_by(HASHED_ROWS) {
-                    let rows = rows..(rows + HASHED_ROWS).min(stored.rows());
+                for rows in (0..stored.rows()).step_by(step) {
+                    let rows = rows..(rows + step).min(stored.rows());
                     values.resize(rows.len() * row_len, 0.0);
                     stored.read_rows_into(rows, &mut values)?;
                     hash_values(&values, hasher);
+                    stored.forget();
                 }
-                stored.forget();
             }
             Value::Stored(stored) => {
                 hasher.update(stored.kind().to_string().as_bytes());
-                hasher.update(stored.bytes());
+                for part in stored.bytes().chunks(HASHED_BYTES) {
+                    hasher.update(part);
+                    stored.forget();
+                }
             }
         }
         Ok(())

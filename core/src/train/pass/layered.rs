@@ -25,6 +25,8 @@ impl Decoder {
         mut done: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
         let embed = |batch: &PackedBatch| self.embed.rows(&self.ctx, &batch.tokens);
+        // What the last call's head took.
+        self.ctx.pool().release();
         let mut streams: Vec<Buffer> = batches.iter().map(embed).collect::<Result<_>>()?;
         self.embed.forget();
         for (index, block) in self.blocks.iter().enumerate() {
