@@ -1,19 +1,18 @@
 //! A data set: the rows of one file, of a directory, or of a hub repository, in one format.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::files::{Files, hub_id};
 use super::format::{Columns, Format};
-use super::hub::{self, HubId};
 use super::parse::parse;
-use super::reader::{DataFile, ENDINGS, ending};
+use super::reader::DataFile;
 use super::record::{Origin, Record};
 use crate::train::progress::counted;
-use crate::{Error, Result, bundled};
+use crate::{Error, Result};
 
 /// Rows of each file that are looked at to tell the format.
 const DETECT_ROWS: usize = 16;
@@ -71,11 +70,8 @@ pub struct DataOptions {
 /// The rows of one or several files. Rows are read by number, by any number of threads.
 #[derive(Debug)]
 pub struct Dataset {
-    name: String,
+    files: Files,
     hub_id: Option<String>,
-    files: Vec<DataFile>,
-    /// Number of rows up to and with each file.
-    ends: Vec<usize>,
     format: Format,
     stated: bool,
     columns: Columns,
@@ -89,11 +85,8 @@ impl Dataset {
     /// If there is nothing to read, a file is not what its ending says, no row is there, or the
     /// first rows are of no known format or of several.
     pub fn open(path: &str, options: &DataOptions) -> Result<Self> {
-        let bundled = bundled::path(path)?.map(|path| path.display().to_string());
-        let place = bundled.as_deref().unwrap_or(path);
-        let files = find_files(place)?.iter().map(DataFile::open).collect::<Result<Vec<_>>>()?;
-        let hub_id = hub_id(place).map(|id| format!("{}/{}", id.owner, id.name));
-        Ok(Self { hub_id, ..Self::from_files(path, files, options)? })
+        let hub_id = hub_id(path)?.map(|id| format!("{}/{}", id.owner, id.name));
+        Ok(Self { hub_id, ..Self::of(Files::open(path)?, options)? })
     }
 
     /// A data set of files that are open already; `name` is what it is called in messages.
@@ -105,34 +98,24 @@ impl Dataset {
         files: Vec<DataFile>,
         options: &DataOptions,
     ) -> Result<Self> {
-        let name = name.into();
-        let mut ends = Vec::with_capacity(files.len());
-        let mut rows = 0usize;
-        for file in &files {
-            rows += file.len();
-            ends.push(rows);
-        }
-        if rows == 0 {
-            let place = match files.as_slice() {
-                [file] => file.path().as_path(),
-                _ => Path::new(&name),
-            };
-            return Err(Error::data("the data set holds no rows").in_file(place));
-        }
+        Self::of(Files::new(name, files)?, options)
+    }
+
+    fn of(files: Files, options: &DataOptions) -> Result<Self> {
         let format = match options.format {
             Some(format) => format,
-            None => detect(&files, &options.columns)?,
+            None => detect(files.all(), &options.columns)?,
         };
         let columns = options.columns.clone();
         let stated = options.format.is_some();
-        let dataset = Self { name, hub_id: None, files, ends, format, stated, columns };
+        let dataset = Self { hub_id: None, files, format, stated, columns };
         dataset.check_columns()?;
         Ok(dataset)
     }
 
     /// What the data set is called.
     pub fn name(&self) -> &str {
-        &self.name
+        self.files.name()
     }
 
     /// Its id on the hub, without the split, where it is from there.
@@ -142,7 +125,7 @@ impl Dataset {
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.ends.last().copied().unwrap_or(0)
+        self.files.len()
     }
 
     /// Whether there are no rows (never so for an open data set).
@@ -157,29 +140,20 @@ impl Dataset {
 
     /// The files, in order.
     pub fn files(&self) -> &[DataFile] {
-        &self.files
+        self.files.all()
     }
 
-    /// What the files hold, hashed: the length of each and up to 64 of its blocks, so that a file
-    /// that was replaced is noticed without reading all of it.
+    /// See [`Files::fingerprint`].
     ///
     /// # Errors
     /// If a file cannot be read any more.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"halter data set 1");
-        for file in &self.files {
-            file.hash_into(&mut hasher)?;
-        }
-        Ok(hasher.finalize().to_hex()[..32].to_string())
+        self.files.fingerprint()
     }
 
     /// Where a row comes from.
     pub fn origin(&self, row: usize) -> Origin {
-        match self.locate(row) {
-            Some((file, row)) => file.origin(row),
-            None => Origin { path: Arc::new(PathBuf::from(&self.name)), line: row + 1 },
-        }
+        self.files.origin(row)
     }
 
     /// The JSON object of a row, its columns renamed.
@@ -187,12 +161,7 @@ impl Dataset {
     /// # Errors
     /// With the row's place, if it cannot be read.
     pub fn row(&self, row: usize) -> Result<Map<String, Value>> {
-        let Some((file, row)) = self.locate(row) else {
-            return Err(
-                Error::data(format!("no row {row} among `{}`", self.len())).in_file(&self.name)
-            );
-        };
-        let mut object = file.row(row)?;
+        let mut object = self.files.row(row)?;
         self.columns.apply(&mut object);
         Ok(object)
     }
@@ -209,21 +178,15 @@ impl Dataset {
         })
     }
 
-    fn locate(&self, row: usize) -> Option<(&DataFile, usize)> {
-        let index = self.ends.partition_point(|&end| end <= row);
-        let file = self.files.get(index)?;
-        let before = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Some((file, row - before))
-    }
-
     /// A rename that no row answers to is a slip of the pen.
     fn check_columns(&self) -> Result<()> {
         for own in self.columns.sources() {
-            let rows = 0..self.files[0].len().min(DETECT_ROWS);
+            let file = &self.files.all()[0];
+            let rows = 0..file.len().min(DETECT_ROWS);
             let mut first = None;
             let mut found = rows.is_empty();
             for row in rows {
-                let object = self.files[0].row(row)?;
+                let object = file.row(row)?;
                 found = found || object.contains_key(own);
                 first.get_or_insert(object);
             }
@@ -231,7 +194,7 @@ impl Dataset {
                 let names: Vec<_> =
                     first.iter().flat_map(Map::keys).take(12).map(|n| format!("`{n}`")).collect();
                 return Err(Error::data(format!("no column `{own}` to rename"))
-                    .in_file(&**self.files[0].path())
+                    .in_file(&**file.path())
                     .hint(format!("the first row has {}", names.join(", "))));
             }
         }
@@ -242,8 +205,8 @@ impl Dataset {
 impl fmt::Display for Dataset {
     /// What a command says when it opens a data set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let files = self.files.len();
-        write!(f, "{}: {}", self.name, counted(self.len(), "row"))?;
+        let files = self.files.all().len();
+        write!(f, "{}: {}", self.name(), counted(self.len(), "row"))?;
         if files > 1 {
             write!(f, " in {files} files")?;
         }
@@ -281,42 +244,4 @@ fn detect(files: &[DataFile], columns: &Columns) -> Result<Format> {
         }
     }
     agreed.map(|(format, _)| format).ok_or_else(|| Error::data("the data set holds no rows"))
-}
-
-/// The files that a path or hub id stands for.
-fn find_files(text: &str) -> Result<Vec<PathBuf>> {
-    let path = Path::new(text);
-    if path.is_dir() {
-        return files_in(path);
-    }
-    match hub_id(text) {
-        Some(id) => hub::fetch(&id),
-        None => Ok(vec![path.to_path_buf()]),
-    }
-}
-
-/// What is on disk goes before the hub.
-fn hub_id(text: &str) -> Option<HubId> {
-    if Path::new(text).exists() { None } else { HubId::parse(text) }
-}
-
-/// Every data file in a directory, sorted by name.
-fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |error| Error::io("list", folder, error);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        let known = ending(&path).is_some_and(|ending| ENDINGS.contains(&ending.as_str()));
-        if known && !hidden && path.is_file() {
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        return Err(Error::data("the directory holds no `.jsonl`, `.json` or `.parquet` file")
-            .in_file(folder)
-            .hint("folders inside it are not searched; name the one that holds the data"));
-    }
-    files.sort();
-    Ok(files)
 }

@@ -5,6 +5,7 @@ pub mod branched;
 pub mod dataset;
 pub mod encoded;
 pub mod explain;
+pub mod files;
 pub mod format;
 pub mod hub;
 pub mod inspect;
