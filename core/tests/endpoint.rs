@@ -180,6 +180,7 @@ fn weights_are_the_shares_of_servers_that_have_room() {
 fn who_is_denied_is_told_at_once_what_to_do() {
     for (status, hint) in [
         ("401 Unauthorized", "api_key_env"),
+        ("402 Payment Required", "pay what is due"),
         ("403 Forbidden", "api_key_env"),
         ("404 Not Found", "`model`"),
         ("307 Temporary Redirect\r\nLocation: http://elsewhere/v1", "`url`"),
@@ -503,6 +504,15 @@ fn a_key_is_sent_and_stands_nowhere_else() {
     shown += &format!("{error:?} {error} {:?} {:?}", error.remedy(), teacher.take_notes());
     let pool = Pool::new("pool", &config.endpoints, PoolOptions::default()).unwrap();
     shown += &format!("{pool:?} {:?}", pool.ask(&[ask_of("x")]));
+    // An address that is cut within the key.
+    let away = FaultServer::start(move |_| {
+        let to = format!("Location: http://elsewhere/{}{key}", "x".repeat(88));
+        Reply::Status("307 Temporary Redirect", vec![to], String::new())
+    });
+    config.endpoints[0].url = away.url.clone();
+    let pool = Pool::new("pool", &config.endpoints, PoolOptions::default()).unwrap();
+    let told = format!("{:?}", pool.ask(&[ask_of("x")]));
+    assert!(told.contains("http://elsewhere/x") && !told.contains("sk-"), "{told}");
     config.endpoints[0].url = "http://user:sk-halter-test-0123456789@host/v1".into();
     shown += &config.open("bad", &place).err().unwrap().to_string();
     for entry in ["big/answers.jsonl", "denied/answers.jsonl"] {
@@ -536,6 +546,9 @@ fn values_that_cannot_be_used_are_refused_before_anything_is_asked() {
         "model = 'm'\nmodle = 'n'".into(),
         "model = 'm'\n[[endpoints]]\nurl = 'h'".into(),
         "model = 'm'\n[[endpoints]]\nurl = 'https://me:secret@h/v1?key=secret'".into(),
+        "model = 'm'\n[[endpoints]]\nurl = 'https://me:p@secret@h/v1'".into(),
+        "model = 'm'\n[[endpoints]]\nurl = 'https://me:secret#secret/secret?@h/v1'".into(),
+        "model = 'm'\n[[endpoints]]\nurl = 'me:secret@h/v1'".into(),
         "model = 'm'\n[[endpoints]]\nurl = 'http://'".into(),
         endpoint("api_key = 'secret'"),
         endpoint("api_key_env = 'A'\napi_key_file = 'B'"),

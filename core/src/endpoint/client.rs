@@ -45,7 +45,7 @@ pub(super) enum FailureKind {
     Broken,
     /// The question is refused, and would be again.
     Refused,
-    /// The server refuses whoever asks so: no key, no such model, another address.
+    /// The server refuses whoever asks so: no key, no credit, no such model, another address.
     Denied { status: u16 },
 }
 
@@ -71,7 +71,8 @@ impl Client {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|error| {
-            Error::config(format!("`{}`: no client for HTTP", config.url)).because(error)
+            let shown = config.url_shown();
+            Error::config(format!("`{shown}`: no client for HTTP")).because(error)
         })?;
         Ok(Self {
             http,
@@ -112,14 +113,14 @@ impl Client {
         let status = response.status();
         let wait = wanted_wait(response.headers(), SystemTime::now());
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let location = location.map(shortened);
+        let location = location.map(str::to_string);
         let body = self.read(response).await?;
         if status.is_success() {
             return Ok(self.hide_key(body, false));
         }
         let mut reason = format!("status {status}: `{}`", shortened(&self.hide_key(body, true)));
         if let Some(location) = location {
-            reason += &format!(", to `{}`", self.hide_key(location, true));
+            reason += &format!(", to `{}`", shortened(&self.hide_key(location, true)));
         }
         Err(Failure { kind: kind_of(status), reason, wait })
     }
@@ -157,6 +158,7 @@ impl Client {
             (401 | 403, None) => "name the key's variable with `api_key_env`",
             (401, Some(_)) => "the server does not take the key: look at what holds it",
             (403, Some(_)) => "the key may not be used for this model",
+            (402, _) => "pay what is due, and run it again: what was answered is kept",
             (404, _) => "look at `model`, and at `url`: many end in `/v1`",
             _ => "give `url` the address that answers",
         }
@@ -168,7 +170,7 @@ fn kind_of(status: StatusCode) -> FailureKind {
         429 | 503 => FailureKind::Full,
         502 | 504 => FailureKind::Away,
         408 | 425 | 500.. => FailureKind::Broken,
-        status @ (300..=399 | 401 | 403 | 404) => FailureKind::Denied { status },
+        status @ (300..=399 | 401..=404) => FailureKind::Denied { status },
         _ => FailureKind::Refused,
     }
 }

@@ -217,13 +217,15 @@ impl EndpointConfig {
             && self.price_per_million_completion_tokens == 0.0
     }
 
-    /// The address without what may be secret in it.
+    /// The address without what may be secret in it: all before its last `@`, as a password may hold
+    /// whatever else ends one.
     pub(super) fn url_shown(&self) -> String {
-        let address = self.url.split(['?', '#']).next().unwrap_or_default();
-        match address.split_once("://").map(|(scheme, rest)| (scheme, rest.split_once('@'))) {
-            Some((scheme, Some((_, host)))) => format!("{scheme}://{host}"),
-            _ => address.to_string(),
-        }
+        let (scheme, rest) = match self.url.split_once("://") {
+            Some((scheme, rest)) if !scheme.contains('@') => (format!("{scheme}://"), rest),
+            _ => (String::new(), self.url.as_str()),
+        };
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        scheme + host.split(['?', '#']).next().unwrap_or_default()
     }
 
     pub(super) fn validate(&self) -> Result<(), Wrong> {

@@ -88,14 +88,16 @@ impl Limit {
         }
     }
 
-    /// The server refused a request for lack of room, or let it wait too long.
-    pub fn overloaded(&mut self, ticket: Ticket) {
-        if ticket.0 == self.decreases {
+    /// The server refused a request for lack of room, or let it wait too long; whether that is news.
+    pub fn overloaded(&mut self, ticket: Ticket) -> bool {
+        let is_news = ticket.0 == self.decreases;
+        if is_news {
             self.now = (self.now / 2.0).max(1.0);
             self.decreases += 1;
             self.is_starting = false;
             self.window.clear();
         }
+        is_news
     }
 }
 
@@ -116,7 +118,8 @@ mod tests {
         assert_eq!(answer(&mut limit, 4, 1.0), 8);
         assert_eq!(answer(&mut limit, 100, 1.0), 32);
         let together = limit.ticket();
-        (0..32).for_each(|_| limit.overloaded(together));
+        let news = (0..32).filter(|_| limit.overloaded(together)).count();
+        assert_eq!(news, 1);
         assert_eq!(limit.allowed(), 16);
         // From now on one more for as many answers as are on their way.
         assert_eq!(answer(&mut limit, 17, 1.0), 17);

@@ -78,6 +78,11 @@ enum Fault {
     Refusal(String),
 }
 
+/// What the exchange took, where the body says so, be it that nothing else in it can be used.
+pub(super) fn usage_in(body: &str) -> Option<Usage> {
+    usage(serde_json::from_str::<Value>(body).ok()?.get("usage")?)
+}
+
 /// The message as a conversation may have it: `content`, and what else belongs to it.
 fn message(choice: &Value) -> Result<Message, Fault> {
     let said = choice.get("message").and_then(Value::as_object).ok_or(Fault::Missing(""))?;
@@ -88,11 +93,15 @@ fn message(choice: &Value) -> Result<Message, Fault> {
         Some(_) => return Err(Fault::Missing(" and `tool_calls` of functions with arguments")),
     };
     let text = |key: &str| said.get(key).and_then(Value::as_str);
+    let thoughts = ["reasoning_content", "reasoning"].into_iter().find_map(text);
+    let thoughts = thoughts.filter(|thoughts| !thoughts.is_empty());
     let content = match (said.get("content"), &calls) {
         (Some(Value::String(text)), _) => json!(text),
         (None | Some(Value::Null), Some(_)) => Value::Null,
         (None | Some(Value::Null), None) => match text("refusal") {
             Some(why) if !why.is_empty() => return Err(Fault::Refusal(shortened(why))),
+            // It came to an end in its thinking, and would again.
+            _ if choice["finish_reason"] == "length" || thoughts.is_some() => json!(""),
             _ => return Err(Fault::Missing(" or `tool_calls`")),
         },
         _ => return Err(Fault::Missing(" as a text")),
@@ -101,7 +110,6 @@ fn message(choice: &Value) -> Result<Message, Fault> {
     message.insert("role".into(), "assistant".into());
     message.insert("content".into(), content);
     message.extend(calls.map(|calls| ("tool_calls".to_string(), Value::Array(calls))));
-    let thoughts = text("reasoning_content").filter(|thoughts| !thoughts.is_empty());
     message.extend(thoughts.map(|thoughts| ("reasoning_content".to_string(), thoughts.into())));
     Ok(Message(message))
 }

@@ -11,8 +11,8 @@ use super::budget::Meter;
 use super::client::{Failure, FailureKind};
 use super::limit::Ticket;
 use super::pool::{Ask, Pool};
-use super::reply::{Unusable, read};
-use super::server::{MAX_PAUSE, Seat, Server, doubled};
+use super::reply::{Unusable, read, usage_in};
+use super::server::{Seat, Server, doubled};
 use super::{Answer, Listener, Told, Usage};
 use crate::{Error, ErrorKind, Result};
 
@@ -20,6 +20,10 @@ use crate::{Error, ErrorKind, Result};
 const TICK: Duration = Duration::from_millis(50);
 /// Time for what is on its way after an interruption.
 const GRACE: Duration = Duration::from_secs(30);
+/// So many times its `backoff_seconds` a server without room is asked again while none answers.
+const PATIENCE: f64 = 900.0;
+/// Waits that a server asks for, one after the other, before it is told to have no room.
+const ASKED_WAITS: u32 = 3;
 /// Bytes of a token where a server does not say how many there were.
 const BYTES_OF_A_TOKEN: u64 = 3;
 
@@ -37,6 +41,8 @@ pub(super) struct Round<'a> {
     stop: Option<(Error, Option<Instant>)>,
     /// When a server last showed that it works.
     heard_at: Option<Instant>,
+    /// Since when servers have had no room, without any sign that one works.
+    full_since: Option<Instant>,
 }
 
 /// A request that is to be sent.
@@ -44,6 +50,8 @@ pub(super) struct Round<'a> {
 struct Try {
     index: usize,
     failures: u32,
+    /// How often a server had no room, which is no failure.
+    refused_for_room: u32,
     began: Option<Instant>,
     /// The server that failed last.
     failed_at: Option<usize>,
@@ -74,6 +82,7 @@ impl<'a> Round<'a> {
             under_way: JoinSet::new(),
             stop: None,
             heard_at: None,
+            full_since: None,
         }
     }
 
@@ -96,14 +105,12 @@ impl<'a> Round<'a> {
                     self.finish(finished, listener)?;
                 }
             }
-            match &self.stop {
-                None => {
-                    if let Err(error) = listener.tick() {
-                        self.stop = Some((error, Some(Instant::now() + GRACE)));
-                    }
-                }
-                Some((_, Some(until))) if *until <= Instant::now() => break,
-                Some(_) => {}
+            let ticked = listener.tick();
+            match (&self.stop, ticked) {
+                (Some((_, Some(until))), _) if *until <= Instant::now() => break,
+                (Some((_, Some(_))), _) | (_, Ok(())) => {}
+                // Whatever ended the work, it is not waited for any longer.
+                (_, Err(error)) => self.stop = Some((error, Some(Instant::now() + GRACE))),
             }
         }
         self.stop.map_or(Ok(()), |(error, _)| Err(error))
@@ -112,6 +119,9 @@ impl<'a> Round<'a> {
     /// How long nothing happens at most.
     fn pause(&self) -> Duration {
         let next = self.waiting.first_key_value().map(|(&(when, _), _)| when);
+        // Those that are ready wait for a server.
+        let servers = self.pool.servers.iter().filter(|_| !self.ready.is_empty());
+        let next = servers.filter_map(Server::rests_until).chain(next).min();
         let until_next = next.map(|when| when.saturating_duration_since(Instant::now()));
         until_next.map_or(TICK, |pause| pause.clamp(Duration::from_millis(1), TICK))
     }
@@ -179,6 +189,10 @@ impl<'a> Round<'a> {
         let ask = &self.asks[attempt.index];
         let answer = outcome.and_then(|body| {
             read(ask.api, &body, ask.logprobs).map_err(|unusable| {
+                if let Some(usage) = usage_in(&body) {
+                    // Paid for all the same.
+                    self.meter.pay(usage, self.pool.servers[server].config.cost(usage));
+                }
                 let (kind, reason) = match unusable {
                     Unusable::Wrong(reason) if self.pool.options.ask_again_for_garbage => {
                         (FailureKind::Broken, reason)
@@ -194,7 +208,7 @@ impl<'a> Round<'a> {
             Ok((mut answer, has_usage)) => {
                 let server = &self.pool.servers[server];
                 server.answered(seat.ticket, seconds, answer.usage.completion_tokens);
-                self.heard_at = Some(Instant::now());
+                (self.heard_at, self.full_since) = (Some(Instant::now()), None);
                 if answer.model.is_empty() {
                     answer.model = ask.body["model"].as_str().unwrap_or_default().to_string();
                 }
@@ -229,12 +243,14 @@ impl<'a> Round<'a> {
             pool.note(format!("{}: `{url}` rests for {seconds:.0} s: {reason}", pool.label));
         }
         if !matches!(failure.kind, FailureKind::Full | FailureKind::Away) {
-            self.heard_at = Some(now);
+            (self.heard_at, self.full_since) = (Some(now), None);
             attempt.was_heard = true;
         }
         match failure.kind {
             FailureKind::Refused => {
-                listener.settled(attempt.index, Err(refusal(pool, server, &failure)))
+                // It would be refused again, which the kind of the error tells.
+                let refused = refusal(ErrorKind::Data, pool, server, &failure);
+                listener.settled(attempt.index, Err(refused))
             }
             FailureKind::Denied { status } => {
                 self.put_out(at, status, &failure);
@@ -242,22 +258,39 @@ impl<'a> Round<'a> {
                 Ok(())
             }
             _ => {
-                attempt.failures += 1;
                 attempt.failed_at = Some(at);
-                if attempt.failures > server.config.retries {
+                let times = match failure.kind {
+                    FailureKind::Full => &mut attempt.refused_for_room,
+                    _ => &mut attempt.failures,
+                };
+                *times += 1;
+                let times = *times;
+                let is_enough = match failure.kind {
+                    FailureKind::Full => self.is_out_of_patience(server, &failure, now),
+                    _ => times > server.config.retries,
+                };
+                if is_enough {
                     return self.give_up(&attempt, server, &failure, listener);
                 }
-                let pause = doubled(server.config.backoff_seconds, attempt.failures - 1);
-                // Not all that wait at the same moment.
-                let pause = pause.mul_f64(rand::random_range(0.5..=1.0)).min(MAX_PAUSE);
                 // Another server need not wait for what this one asks.
-                let asked = failure.wait.filter(|_| !others_are_awake);
-                let when = now + asked.unwrap_or(pause);
+                let asked = failure.wait.filter(|_| !others_are_awake).unwrap_or_default();
+                let pause = doubled(server.backoff_seconds(), times - 1);
+                // Not all that wait at the same moment.
+                let apart = pause.mul_f64(rand::random_range(0.0..=0.5));
+                let when = now + asked.max(pause.mul_f64(0.5)) + apart;
                 self.waited += 1;
                 self.waiting.insert((when, self.waited), attempt);
                 Ok(())
             }
         }
+    }
+
+    /// Whether servers have had no room for long.
+    fn is_out_of_patience(&mut self, server: &Server, failure: &Failure, now: Instant) -> bool {
+        let patience = Duration::from_secs_f64(PATIENCE * server.backoff_seconds());
+        let asked = failure.wait.unwrap_or_default() * ASKED_WAITS;
+        let since = *self.full_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= patience.max(asked)
     }
 
     /// A question is out of tries. Where no server was there in any of them, nor has been heard of in
@@ -271,10 +304,15 @@ impl<'a> Round<'a> {
     ) -> Result<()> {
         let label = &self.pool.label;
         if attempt.was_heard || self.heard_at > attempt.began {
-            return listener.settled(attempt.index, Err(refusal(self.pool, server, failure)));
+            let refused = refusal(ErrorKind::Network, self.pool, server, failure);
+            return listener.settled(attempt.index, Err(refused));
         }
         let (url, reason) = (&server.config.url, &failure.reason);
-        let message = format!("{label}: no server is there: `{url}`: {reason}");
+        let what = match failure.kind {
+            FailureKind::Full => "no server has room",
+            _ => "no server is there",
+        };
+        let message = format!("{label}: {what}: `{url}`: {reason}");
         let error = Error::new(ErrorKind::Network, message)
             .hint("run it again when one is: what was answered is kept, and not asked again");
         self.stop.get_or_insert((error, None));
@@ -302,9 +340,9 @@ fn body(ask: &Ask, server: &Server) -> Vec<u8> {
     Value::Object(body).to_string().into_bytes()
 }
 
-fn refusal(pool: &Pool, server: &Server, failure: &Failure) -> Error {
+fn refusal(kind: ErrorKind, pool: &Pool, server: &Server, failure: &Failure) -> Error {
     let (label, url, reason) = (&pool.label, &server.config.url, &failure.reason);
-    Error::new(ErrorKind::Network, format!("{label}: `{url}`: {reason}"))
+    Error::new(kind, format!("{label}: `{url}`: {reason}"))
 }
 
 /// What an answer took at most, where the server does not say.

@@ -10,6 +10,8 @@ use crate::Result;
 
 /// Failures in a row after which a server rests, if another can do its work.
 const REST_AFTER: u32 = 5;
+/// The shortest first pause, in seconds.
+const LEAST_PAUSE: f64 = 0.001;
 /// The longest pause, of a server and between two tries.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -28,6 +30,8 @@ struct State {
     rests_until: Option<Instant>,
     failures_in_a_row: u32,
     rests_in_a_row: u32,
+    /// Since its last answer it had no room so often; those sent together count once.
+    full_in_a_row: u32,
     /// It has answered something.
     has_answered: bool,
     /// Why it is sent nothing any more, and what can be done about it.
@@ -72,6 +76,7 @@ impl Server {
             rests_until: None,
             failures_in_a_row: 0,
             rests_in_a_row: 0,
+            full_in_a_row: 0,
             has_answered: false,
             out: None,
         }));
@@ -82,6 +87,11 @@ impl Server {
     pub fn load(&self, now: Instant) -> Option<f64> {
         let state = lock(&self.state);
         state.has_room(now).then_some(state.given / self.config.weight)
+    }
+
+    /// The first pause; never none, as what fails at once would be sent again at once.
+    pub fn backoff_seconds(&self) -> f64 {
+        self.config.backoff_seconds.max(LEAST_PAUSE)
     }
 
     pub fn take_seat(&self, now: Instant) -> Option<Seat> {
@@ -98,6 +108,12 @@ impl Server {
         lock(&self.state).is_awake(now)
     }
 
+    /// When it may be sent something again, where it was to rest.
+    pub fn rests_until(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        state.rests_until.filter(|until| state.out.is_none() && *until > Instant::now())
+    }
+
     pub fn has_answered(&self) -> bool {
         lock(&self.state).has_answered
     }
@@ -111,7 +127,7 @@ impl Server {
     pub fn answered(&self, ticket: Ticket, seconds: f64, tokens: u64) {
         let mut state = lock(&self.state);
         state.limit.answered(ticket, seconds, tokens);
-        (state.failures_in_a_row, state.rests_in_a_row) = (0, 0);
+        (state.failures_in_a_row, state.rests_in_a_row, state.full_in_a_row) = (0, 0, 0);
         state.has_answered = true;
     }
 
@@ -131,9 +147,10 @@ impl Server {
                 return None;
             }
             FailureKind::Denied { .. } => return None,
-            FailureKind::Full | FailureKind::Away | FailureKind::Late => {
-                state.limit.overloaded(ticket);
+            FailureKind::Full => {
+                state.full_in_a_row += u32::from(state.limit.overloaded(ticket));
             }
+            FailureKind::Away | FailureKind::Late => _ = state.limit.overloaded(ticket),
             FailureKind::Broken => {}
         }
         if state.rests_in_a_row > 0 && !state.is_awake(now) {
@@ -141,8 +158,10 @@ impl Server {
             return None;
         }
         state.failures_in_a_row += 1;
-        let asked = failure.wait.filter(|_| failure.kind == FailureKind::Full);
-        if let Some(wait) = asked {
+        if failure.kind == FailureKind::Full {
+            let times = state.full_in_a_row.saturating_sub(1);
+            let pause = doubled(self.backoff_seconds(), times).mul_f64(0.5);
+            let wait = pause.max(failure.wait.unwrap_or_default());
             state.rests_until = state.rests_until.max(Some(now + wait));
         }
         if state.rests_in_a_row == 0 && state.failures_in_a_row < REST_AFTER {
