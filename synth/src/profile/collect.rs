@@ -9,7 +9,7 @@ use halter_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::facts::{Facts, Lenses};
-use super::secrets::Kind;
+use super::secrets::{Kind, masked};
 use crate::curate::minhash::set;
 use crate::curate::sample::drawn;
 use crate::curate::words::ngrams;
@@ -24,6 +24,8 @@ pub(super) const STUDIED: usize = 10_000;
 const DISTINCT: usize = 1_000_000;
 /// Distinct values of a column that are still classes.
 const CLASSES: usize = 50;
+/// Columns of numbers that are shown.
+const COLUMNS: usize = 100;
 /// Words of the n-grams that near-duplicates are told by.
 const NGRAM: usize = 5;
 /// Places kept of errors, findings, hits.
@@ -51,6 +53,7 @@ pub struct Collected {
     pub(super) words: HashMap<String, u64>,
     pub(super) num_words: u64,
     pub(super) words_forgotten: bool,
+    pub(super) columns_left_out: bool,
     /// Distinct words among the first of all, up to a number of words.
     pub(super) early_words: HashSet<String>,
     pub(super) num_early: usize,
@@ -157,7 +160,8 @@ impl Collected {
     fn refuse(&mut self, error: &Error) {
         self.refused += 1;
         if self.errors.len() < NAMED {
-            self.errors.push(error.to_string());
+            // It may show what is wrong.
+            self.errors.push(masked(&error.to_string()));
         }
     }
 
@@ -184,6 +188,11 @@ impl Collected {
         let words = facts.words.len() as f64;
         self.extremes.entry("words".into()).or_default().add(words, row);
         for (name, number) in facts.numbers {
+            // Objects may have a name of their own in every row.
+            if self.numbers.len() >= COLUMNS && !self.numbers.contains_key(&name) {
+                self.columns_left_out = true;
+                continue;
+            }
             self.extremes.entry(name.clone()).or_default().add(number, row);
             self.numbers.entry(name).or_default().push(number);
         }
@@ -216,17 +225,19 @@ impl Collected {
                 *counts.entry(start).or_default() += 1;
             }
         }
-        self.add_words(&facts.words);
+        let shown = facts.shown.as_ref().unwrap_or(&facts.words);
+        self.add_words(shown, facts.words.len());
         if compare && is_new {
             self.compared.push((row, self::set(ngrams(&facts.words, NGRAM))));
         }
         if study {
-            self.studied.push((row, facts.words));
+            self.studied.push((row, facts.shown.unwrap_or(facts.words)));
         }
     }
 
-    fn add_words(&mut self, words: &[String]) {
-        self.num_words += words.len() as u64;
+    /// Counts words that may be shown, of so many.
+    fn add_words(&mut self, words: &[String], all: usize) {
+        self.num_words += all as u64;
         for word in words {
             if self.num_early < EARLY {
                 self.num_early += 1;

@@ -294,6 +294,9 @@ fn notes(collected: &Collected) -> Vec<String> {
         let rows = collect::STUDIED;
         notes.push(format!("topics and runs of words are those of {rows} rows drawn at random"));
     }
+    if collected.columns_left_out {
+        notes.push("there are more columns of numbers than are shown".into());
+    }
     if collected.words_forgotten {
         notes.push(
             "there are more distinct words than were counted: the rarest are left out".into(),

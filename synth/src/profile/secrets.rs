@@ -116,6 +116,18 @@ pub fn masked(text: &str) -> String {
     out + &text[end..]
 }
 
+/// The text without what is found in it.
+pub fn without(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut end = 0;
+    for finding in find(text) {
+        out.push_str(&text[end..finding.at.start]);
+        out.push(' ');
+        end = finding.at.end;
+    }
+    out + &text[end..]
+}
+
 /// What is shown of a finding: its kind and its length.
 pub fn mask(text: &str, kind: Kind) -> String {
     format!("[{}, {} characters]", kind.name(), text.chars().count())
@@ -283,5 +295,6 @@ mod tests {
             "[e-mail address, 10 characters], [phone number, 14 characters] — [payment card, 16 characters]!"
         );
         assert!(find(&masked).is_empty());
+        assert_eq!(without(text).split_whitespace().collect::<String>(), ",—!");
     }
 }

@@ -24,6 +24,20 @@ const TOPICS: usize = 12;
 const RUN: usize = 4;
 /// Groups that are shown.
 const GROUPS: usize = 5;
+/// Columns of numbers whose ends are shown, besides lengths.
+const COLUMNS: usize = 4;
+/// What such columns are mostly called, the most telling first.
+const KNOWN: [&str; 9] = [
+    "score",
+    "quality",
+    "difficulty",
+    "reward",
+    "rating",
+    "judge.points",
+    "num_tags",
+    "attempts",
+    "similarity",
+];
 /// Characters of an example.
 const EXCERPT: usize = 500;
 
@@ -163,10 +177,12 @@ pub(super) fn extremes(set: &Dataset, collected: &Collected) -> Result<Vec<Extre
         let high = ends.high.iter().map(example).collect::<Result<_>>()?;
         Ok(Extreme { of: of.clone(), low, high })
     };
-    // Lengths first, then columns by name.
-    let (lengths, columns): (Vec<_>, Vec<_>) =
+    // Lengths first, then columns that are known, then others by name.
+    let (lengths, mut columns): (Vec<_>, Vec<_>) =
         collected.extremes.iter().partition(|(of, _)| *of == "words");
-    lengths.into_iter().chain(columns.into_iter().take(4)).map(extreme).collect()
+    columns
+        .sort_by_key(|(of, _)| KNOWN.iter().position(|known| known == of).unwrap_or(KNOWN.len()));
+    lengths.into_iter().chain(columns.into_iter().take(COLUMNS)).map(extreme).collect()
 }
 
 fn place(set: &Dataset, row: usize) -> String {

@@ -143,3 +143,44 @@ fn rows_of_tokens_and_of_preferences_are_profiled_as_well() {
         render(&profiles, None).unwrap();
     }
 }
+
+#[test]
+fn secrets_are_found_wherever_they_stand_and_no_figure_shows_them() {
+    let (mail, key) = ("jane@mail.dev", "AKIAIOSFODNN7ABCDEFG");
+    let arguments = json!({"to": mail}).to_string();
+    let rows = [
+        json!({"prompt": "Which of these?", "chosen": "This one.", "rejected": format!("No: {key}")}),
+        json!({"prompt": mail, "chosen": mail, "rejected": "No.", "author": mail}),
+        json!({"prompt": mail, "chosen": format!("{mail} and so on"), "rejected": "-", "author": mail}),
+    ];
+    let call = json!([{"role": "user", "content": "Write."}, {"role": "assistant", "content": null,
+        "tool_calls": [{"function": {"name": "mail", "arguments": arguments}}]}]);
+    let calls = [json!({"messages": call}), json!({"messages": 1, "note": mail})];
+    let sets = [set("pairs", &rows), set("calls", &calls)];
+    let (profiles, comparison) = profiled(&sets, Lenses::default());
+    let times =
+        |at: usize| profiles[at].findings.iter().map(|f| (f.kind, f.rows)).collect::<Vec<_>>();
+    assert_eq!(times(0), [(Kind::ApiKey, 1), (Kind::Email, 2)]);
+    assert_eq!(times(1), [(Kind::Email, 1)]);
+    assert_eq!(profiles[0].classes[0].1, [("[e-mail address, 13 characters]".into(), 2)]);
+    let page = render(&profiles, comparison.as_ref()).unwrap();
+    let figures = serde_json::to_string(&(&profiles, &comparison)).unwrap();
+    for told in [page.to_lowercase(), figures.to_lowercase()] {
+        assert!(!told.contains("jane") && !told.contains("mail.dev") && !told.contains("akia"));
+    }
+}
+
+#[test]
+fn numbers_within_objects_are_columns_and_known_ones_show_their_ends_first() {
+    let row = |at: f64| {
+        let mut row = row("Why is it so?", "Because.", at, "t");
+        row["judge"] = json!({"points": at, "of": 3, "more": {"deep": at}});
+        ["a", "b", "c", "d"].iter().for_each(|name| row[*name] = json!(1));
+        row
+    };
+    let (profiles, _) = profiled(&[set("s", &[row(1.0), row(2.0)])], Lenses::default());
+    let names: Vec<_> = profiles[0].numbers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "judge.more.deep", "judge.of", "judge.points", "score"]);
+    let ends: Vec<_> = profiles[0].extremes.iter().map(|extreme| extreme.of.as_str()).collect();
+    assert_eq!(ends, ["words", "score", "judge.points", "a", "b"]);
+}
