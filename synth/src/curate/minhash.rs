@@ -7,6 +7,13 @@ use rayon::prelude::*;
 
 use super::words::mix;
 
+/// Sets whose signatures are taken before `tick` is called.
+const CHUNK: usize = 4096;
+/// Pairs of a bucket that are compared before `tick` is called.
+const PAIRS: usize = 1 << 22;
+/// A pair goes uncompared where so many standard deviations fewer minima agree than at the threshold.
+const SURE: f64 = 4.0;
+
 /// Hashes each set with so many permutations and cuts the signature into bands: two sets of Jaccard
 /// similarity s meet in a bucket with probability 1 − (1 − s^rows)^bands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +22,30 @@ pub struct Lsh {
     pub bands: usize,
     /// Minima in each.
     pub rows: usize,
+}
+
+/// What is compared of a set before the set itself.
+struct Signature {
+    /// The minima of each band as one number.
+    keys: Box<[u64]>,
+    /// The last byte of every minimum.
+    minima: Box<[u8]>,
+}
+
+impl Signature {
+    /// Minima that agree, and a few that do by chance.
+    fn agreeing(&self, other: &Self) -> usize {
+        let chunks = self.minima.chunks(128).zip(other.minima.chunks(128));
+        let equal = |(a, b): (&[u8], &[u8])| {
+            a.iter().zip(b).map(|(a, b)| u8::from(a == b)).sum::<u8>() as usize
+        };
+        chunks.map(equal).sum()
+    }
+
+    /// Whether the two have met in a band before this one.
+    fn met_before(&self, other: &Self, band: usize) -> bool {
+        self.keys[..band].iter().zip(&other.keys).any(|(a, b)| a == b)
+    }
 }
 
 impl Lsh {
@@ -30,26 +61,51 @@ impl Lsh {
         threshold: f64,
         mut tick: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<Vec<Vec<usize>>, E> {
+        let mut signatures = Vec::with_capacity(sets.len());
+        for some in sets.chunks(CHUNK) {
+            tick(0)?;
+            signatures.par_extend(some.par_iter().map(|set| self.signature(set)));
+        }
+        let least = self.least_agreeing(threshold);
         let mut ties = Ties::new(sets.len());
         for band in 0..self.bands {
             tick(band)?;
-            let keys: Vec<u64> = sets.par_iter().map(|set| self.key(set, band)).collect();
             let mut buckets: HashMap<u64, Vec<usize>> = HashMap::new();
-            for (at, key) in keys.into_iter().enumerate() {
+            for (at, signature) in signatures.iter().enumerate() {
                 if !sets[at].is_empty() {
-                    buckets.entry(key).or_default().push(at);
+                    buckets.entry(signature.keys[band]).or_default().push(at);
                 }
             }
-            let mut buckets: Vec<Vec<usize>> =
-                buckets.into_values().filter(|bucket| bucket.len() > 1).collect();
-            buckets.sort_unstable();
-            for bucket in buckets {
-                for (i, &b) in bucket.iter().enumerate() {
-                    for &a in &bucket[..i] {
-                        if ties.find(a) != ties.find(b) && jaccard(&sets[a], &sets[b]) >= threshold
-                        {
-                            ties.join(a, b);
+            for bucket in buckets.into_values().filter(|bucket| bucket.len() > 1) {
+                // Which pairs are alike does not depend on the order in which they are looked at.
+                let step = (PAIRS / bucket.len()).max(1);
+                for start in (0..bucket.len()).step_by(step) {
+                    tick(band)?;
+                    let roots: Vec<usize> = bucket.iter().map(|&at| ties.find(at)).collect();
+                    if roots.iter().all(|root| *root == roots[0]) {
+                        break;
+                    }
+                    let those = start..(start + step).min(bucket.len());
+                    let is_alike = |i: usize, j: usize| {
+                        let (a, b) = (bucket[j], bucket[i]);
+                        let (one, other) = (&signatures[a], &signatures[b]);
+                        one.agreeing(other) >= least
+                            && !one.met_before(other, band)
+                            && jaccard(&sets[a], &sets[b]) >= threshold
+                    };
+                    let tied = |i: usize| {
+                        // One of each group is enough.
+                        let mut to: Vec<usize> = vec![roots[i]];
+                        for j in 0..i {
+                            if !to.contains(&roots[j]) && is_alike(i, j) {
+                                to.push(roots[j]);
+                            }
                         }
+                        to
+                    };
+                    let found: Vec<Vec<usize>> = those.into_par_iter().map(tied).collect();
+                    for to in found {
+                        to.iter().for_each(|&root| ties.join(to[0], root));
                     }
                 }
             }
@@ -58,14 +114,22 @@ impl Lsh {
         Ok(ties.groups())
     }
 
-    /// The minima of a band under its permutations, as one number.
-    fn key(self, set: &[u64], band: usize) -> u64 {
+    /// Minima of which a pair has at least so many in common where its similarity is `threshold`.
+    fn least_agreeing(self, threshold: f64) -> usize {
+        let all = (self.bands * self.rows) as f64;
+        let deviation = (all * threshold * (1.0 - threshold)).max(0.0).sqrt();
+        (all * threshold - SURE * deviation).max(0.0) as usize
+    }
+
+    fn signature(self, set: &[u64]) -> Signature {
         let minimum = |permutation: usize| {
             let seed = mix(permutation as u64 + 1);
             set.iter().map(|&hash| mix(hash ^ seed)).min().unwrap_or(u64::MAX)
         };
-        let minima = (band * self.rows..(band + 1) * self.rows).map(minimum);
-        minima.fold(0, |key, minimum| mix(key ^ minimum))
+        let minima: Vec<u64> = (0..self.bands * self.rows).map(minimum).collect();
+        let key = |band: &[u64]| band.iter().fold(0, |key, &minimum| mix(key ^ minimum));
+        let keys = minima.chunks(self.rows).map(key).collect();
+        Signature { keys, minima: minima.iter().map(|&minimum| minimum as u8).collect() }
     }
 }
 
@@ -180,6 +244,26 @@ mod tests {
             .collect();
         let met = groups(&pairs, 0.0).iter().map(Vec::len).sum::<usize>() as f64 / 2.0 / 600.0;
         assert!((met - 0.328).abs() < 0.06, "{met}");
+    }
+
+    #[test]
+    fn many_that_share_a_bucket_are_told_apart_and_the_work_can_be_broken_off() {
+        // Half of each set is a template's: nearly all meet somewhere, and no two are alike.
+        let one = |at: u64| {
+            set([numbers(0..40), numbers(1000 * (at + 1)..1000 * (at + 1) + 40)].concat())
+        };
+        let mut sets: Vec<Vec<u64>> = (0..3000).map(one).collect();
+        assert!(groups(&sets, 0.7).is_empty());
+        sets.extend([one(7), one(2999)]);
+        assert_eq!(groups(&sets, 0.7), [[7, 3000], [2999, 3001]]);
+        let alike: Vec<Vec<u64>> = (0..3000).map(|_| one(0)).collect();
+        assert_eq!(groups(&alike, 0.7), [(0..3000).collect::<Vec<_>>()]);
+        let mut ticks = 0;
+        let broken_off = LSH.groups(&sets, 0.7, |_| {
+            ticks += 1;
+            if ticks > 20 { Err(()) } else { Ok(()) }
+        });
+        assert_eq!((broken_off, ticks), (Err(()), 21));
     }
 
     #[test]
