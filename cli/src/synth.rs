@@ -26,6 +26,9 @@ pub struct Args {
     /// Directory of the results
     #[arg(long, value_name = "DIR", default_value = "runs/synth")]
     output: PathBuf,
+    /// Directory of the teachers' answers, which pipelines can share (default: teachers in --output)
+    #[arg(long, value_name = "DIR")]
+    answers: Option<PathBuf>,
     /// Another seed than the pipeline's
     #[arg(long)]
     seed: Option<u64>,
@@ -60,9 +63,11 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         return Err(error.into());
     }
     let interrupt = interrupt::on_ctrl_c()?;
+    let answers = args.answers.clone().unwrap_or_else(|| args.output.join("teachers"));
     let mut runner = Runner {
         pipeline: &pipeline,
         output: &args.output,
+        answers: &answers,
         from,
         until,
         progress: progress.as_mut(),
@@ -85,6 +90,13 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let summary = runner.run().map_err(goes_on)?;
     for (name, spent) in &summary.spent {
         progress.note(&format!("{name}: {} requests, {} tokens", spent.requests, spent.tokens));
+    }
+    for told in summary.steps.iter().filter(|told| told.made.unanswered() > 0) {
+        let questions = counted(told.made.unanswered() as usize, "question");
+        progress.note(&format!(
+            "{}: {questions} without an answer; the same command asks again",
+            told.step
+        ));
     }
     let rows = counted(summary.rows, "row");
     progress.note(&format!("{rows}: {}", summary.rows_file.display()));

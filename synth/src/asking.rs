@@ -4,13 +4,16 @@ use halter_core::data::record::{Message, Turn};
 use halter_core::endpoint::{Answer, Question};
 use halter_core::generate::sampling::Sampling;
 use halter_core::train::progress::Unit;
-use halter_core::{Error, Result};
+use halter_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
 use crate::generate::number;
 use crate::pipeline::Options;
 use crate::row::Row;
 use crate::step::{Outcome, Removed, Run};
+
+/// The figure of questions without an answer that may well have one another time.
+pub(crate) const UNANSWERED: &str = "unanswered";
 
 /// Who is asked, and how.
 #[derive(Debug, Clone)]
@@ -125,43 +128,78 @@ impl Asking {
         let told = || answers.iter().flatten();
         add("prompt_tokens", told().map(|a| a.usage.prompt_tokens).sum());
         add("completion_tokens", told().map(|a| a.usage.completion_tokens).sum());
-        add("no_answer", answers.iter().filter(|answer| answer.is_err()).count() as u64);
+        let failed = || answers.iter().filter_map(|answer| answer.as_ref().err());
+        add("no_answer", failed().count() as u64);
+        let passing = failed().filter(|error| error.kind() == ErrorKind::Network).count();
+        if passing > 0 {
+            add(UNANSWERED, passing as u64);
+        }
         Ok(answers)
     }
 
-    /// Adds to `row` what it was made from. The runner adds the step's name.
-    pub fn sign(
-        &self,
-        row: &mut Row,
-        kind: &str,
-        run: &Run,
-        prompt: Option<&str>,
-        parents: &[&Row],
-    ) {
+    /// Adds to `row` what it was made from: behind what is told of its parent, where it has one; of
+    /// several only their ids, as what is told of all of them would grow with every generation. The
+    /// runner adds the step's name.
+    pub fn sign(&self, row: &mut Row, kind: &str, run: &Run, prompt: &str, parents: &[&Row]) {
+        let of = |row: &Row| row.0.get("provenance").and_then(Value::as_array).cloned();
+        let mut entries = match parents {
+            [parent] => of(parent).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let mut entry = self.told(run);
+        entry.insert("kind".into(), kind.into());
+        entry.insert("prompt_hash".into(), prompt.into());
+        entry.insert("parents".into(), parents.iter().map(|row| row.id()).collect());
+        entry.insert("licence".into(), licence(parents));
+        entries.push(entry.into());
+        row.set("provenance", entries);
+    }
+
+    /// Adds to the newest entry of `row`'s provenance that this one had a part in it.
+    pub fn sign_as(&self, row: &mut Row, part: &str, run: &Run) {
+        let entries = row.0.get_mut("provenance").and_then(Value::as_array_mut);
+        if let Some(Value::Object(entry)) = entries.and_then(|entries| entries.last_mut()) {
+            entry.insert(part.into(), self.told(run).into());
+        }
+    }
+
+    /// Who is asked, and how.
+    fn told(&self, run: &Run) -> Map<String, Value> {
         let sampling = &self.sampling;
         let model = run.teachers.get(&self.teacher).map(|teacher| teacher.name());
-        let mut entries: Vec<Value> = Vec::new();
-        for parent in parents {
-            let before = parent.0.get("provenance").and_then(Value::as_array);
-            for entry in before.into_iter().flatten() {
-                if !entries.contains(entry) {
-                    entries.push(entry.clone());
+        let sampling = json!({
+            "temperature": told(sampling.temperature), "top_p": told(sampling.top_p),
+            "top_k": sampling.top_k, "min_p": told(sampling.min_p),
+            "repetition_penalty": told(sampling.repetition_penalty),
+            "max_new_tokens": self.max_new_tokens, "seed": run.seed,
+        });
+        let pairs =
+            [("teacher", json!(self.teacher)), ("model", json!(model)), ("sampling", sampling)];
+        pairs.map(|(name, value)| (name.to_string(), value)).into_iter().collect()
+    }
+}
+
+/// The licences of all that rows were made from: none, one, or a list.
+fn licence(parents: &[&Row]) -> Value {
+    let mut all: Vec<&Value> = Vec::new();
+    for parent in parents {
+        let entries = parent.0.get("provenance").and_then(Value::as_array);
+        for told in entries.into_iter().flatten().filter_map(|entry| entry.get("licence")) {
+            let each = match told {
+                Value::Array(several) => several.as_slice(),
+                one => std::slice::from_ref(one),
+            };
+            for one in each.iter().filter(|one| !one.is_null()) {
+                if !all.contains(&one) {
+                    all.push(one);
                 }
             }
         }
-        let licence = entries.iter().rev().find_map(|entry| entry.get("licence")).cloned();
-        entries.push(json!({
-            "kind": kind, "teacher": self.teacher, "model": model, "prompt_hash": prompt,
-            "sampling": {
-                "temperature": told(sampling.temperature), "top_p": told(sampling.top_p),
-                "top_k": sampling.top_k, "min_p": told(sampling.min_p),
-                "repetition_penalty": told(sampling.repetition_penalty),
-                "max_new_tokens": self.max_new_tokens, "seed": run.seed,
-            },
-            "parents": parents.iter().map(|row| row.id()).collect::<Vec<_>>(),
-            "licence": licence,
-        }));
-        row.set("provenance", entries);
+    }
+    match all.as_slice() {
+        [] => Value::Null,
+        [one] => (*one).clone(),
+        several => several.iter().copied().cloned().collect(),
     }
 }
 
@@ -170,12 +208,18 @@ fn told(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }
 
-/// The text of an answer that is there, is whole and says something; else the row is removed.
+/// What is said in an answer that is there, is whole and says something after its thinking; else the
+/// row is removed.
+pub(crate) fn said(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) -> Option<String> {
+    whole(answer, row, outcome).map(|text| after_thinking(&text).to_string())
+}
+
+/// [`said`] with the thinking before it, which belongs to an assistant's turn.
 pub(crate) fn whole(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) -> Option<String> {
     let (reason, detail) = match answer {
         Err(error) => ("no answer", error.to_string()),
         Ok(answer) if !answer.is_whole() => ("cut off", excerpt(answer.text())),
-        Ok(answer) if answer.text().trim().is_empty() => ("empty answer", answer.finish),
+        Ok(answer) if after_thinking(answer.text()).is_empty() => ("empty answer", answer.finish),
         Ok(answer) => return Some(answer.text().trim().to_string()),
     };
     outcome.removed.push(Removed { row: row.clone(), reason, detail });
@@ -203,9 +247,13 @@ pub(crate) fn prompt_row(text: &str) -> Row {
     row
 }
 
-/// What a model said after its thinking.
+/// What a model said after its thinking; nothing where that has no end.
 pub(crate) fn after_thinking(said: &str) -> &str {
-    said.rsplit_once("</think>").map_or(said, |(_, answer)| answer).trim()
+    match said.rsplit_once("</think>") {
+        Some((_, answer)) => answer.trim(),
+        None if said.trim_start().starts_with("<think>") => "",
+        None => said.trim(),
+    }
 }
 
 #[cfg(test)]
@@ -216,5 +264,24 @@ mod tests {
     fn thinking_is_not_part_of_the_answer() {
         assert_eq!(after_thinking("<think>no: 0</think>\n yes "), "yes");
         assert_eq!(after_thinking("yes"), "yes");
+        assert_eq!(after_thinking("\n<think>1. no"), "");
+    }
+
+    #[test]
+    fn a_row_has_every_licence_of_its_parents_once() {
+        let of = |licences: Value| {
+            let entry = |licence: &Value| json!({"kind": "rows", "licence": licence});
+            let mut row = Row::default();
+            row.set(
+                "provenance",
+                licences.as_array().unwrap().iter().map(entry).collect::<Value>(),
+            );
+            row
+        };
+        let (plain, mit) = (of(json!([null])), of(json!(["MIT", null])));
+        let both = of(json!(["MIT", ["MIT", "CC-BY-4.0"]]));
+        assert_eq!(licence(&[&plain]), Value::Null);
+        assert_eq!(licence(&[&plain, &mit, &mit]), json!("MIT"));
+        assert_eq!(licence(&[&plain, &both, &mit]), json!(["MIT", "CC-BY-4.0"]));
     }
 }

@@ -17,6 +17,11 @@ pub(crate) struct Template {
     pub hash: String,
 }
 
+/// What is told of a prompt in the provenance.
+pub(crate) fn hash(prompt: &str) -> String {
+    blake3::hash(prompt.as_bytes()).to_hex()[..16].to_string()
+}
+
 impl Template {
     /// The option `key`, or `default`.
     pub fn read(options: &mut Options, key: &str, default: &str) -> Result<Self> {
@@ -26,7 +31,7 @@ impl Template {
 
     /// A template; what is wrong with it, where it is none.
     fn parse(source: String) -> Result<Self, String> {
-        let hash = blake3::hash(source.as_bytes()).to_hex()[..16].to_string();
+        let hash = hash(&source);
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));

@@ -90,6 +90,8 @@ impl Step for Balance {
             stay.extend(drawn(members, sizes[name], run.seed));
             figures.insert(name.clone(), json!({"rows": members.len(), "kept": sizes[name]}));
         }
+        // Names of groups come from the rows: they stand apart from those of figures.
+        let figures = Map::from_iter([("groups".to_string(), figures.into())]);
         let mut outcome = Outcome { figures, ..Outcome::default() };
         for (at, row) in rows.into_iter().enumerate() {
             if stay.contains(&at) {
@@ -160,7 +162,7 @@ mod tests {
         let mut rows = rows();
         rows.push(chat("none", "x"));
         let outcome = run("balance", "", rows);
-        assert_eq!(outcome.figures["null"]["kept"], 1);
+        assert_eq!(outcome.figures["groups"]["null"]["kept"], 1);
         assert_eq!(sizes(&outcome), [1, 1, 1]);
     }
 

@@ -86,14 +86,18 @@ impl Tag {
     }
 
     /// The rows that can be shown to a teacher, with what is asked of each.
-    fn asked(&self, rows: Vec<Row>, outcome: &mut Outcome) -> Result<(Vec<Row>, Vec<String>)> {
-        let templates = self.templates()?;
+    fn asked(
+        &self,
+        templates: &[Template],
+        rows: Vec<Row>,
+        outcome: &mut Outcome,
+    ) -> Result<(Vec<Row>, Vec<String>)> {
         let (mut asked, mut texts) = (Vec::new(), Vec::new());
         for row in rows {
             match Dialogue::of(&row) {
                 Ok(dialogue) => {
                     let shown = json!({"dialogue": dialogue.shown()});
-                    for template in &templates {
+                    for template in templates {
                         texts.push(template.render(&shown)?);
                     }
                     asked.push(row);
@@ -161,7 +165,8 @@ fn tags_of(row: &Row) -> impl Iterator<Item = &str> {
 impl Step for Tag {
     fn run(&self, rows: Vec<Row>, run: &mut Run) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let (asked, texts) = self.asked(rows, &mut outcome)?;
+        let templates = self.templates()?;
+        let (asked, texts) = self.asked(&templates, rows, &mut outcome)?;
         let asking = Asking::likeliest(&self.teacher, self.max_new_tokens);
         let questions: Vec<_> = texts.iter().map(|text| asking.once(text)).collect();
         let answers = asking.ask(&questions, run, &mut outcome.figures)?;
@@ -171,8 +176,13 @@ impl Step for Tag {
             .collect();
         let mut untagged = 0usize;
         for (mut row, said) in asked.into_iter().zip(said.chunks(self.questions())) {
+            let before = row.clone();
             match self.write(&mut row, said) {
-                Ok(()) => outcome.rows.push(row),
+                Ok(()) => {
+                    let hashes: Vec<&str> = templates.iter().map(|t| t.hash.as_str()).collect();
+                    asking.sign(&mut row, "tag", run, &hashes.join(" "), &[&before]);
+                    outcome.rows.push(row);
+                }
                 Err((reason, detail)) => {
                     untagged += 1;
                     match self.keep_untagged {

@@ -160,7 +160,9 @@ impl Topics {
             };
             match topic {
                 Ok(topic) => {
+                    let before = row.clone();
                     row.set(&self.column, topic);
+                    asking.sign(&mut row, "topics", run, &template.hash, &[&before]);
                     outcome.rows.push(row);
                 }
                 Err(_) if self.keep_unclassified => outcome.rows.push(row),

@@ -5,6 +5,7 @@ use halter_core::data::record::Message;
 use serde_json::Value;
 
 use super::asking::{Asking, remove, whole};
+use super::template::hash;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
 use crate::row::Row;
@@ -54,16 +55,17 @@ impl Step for Answer {
                 shown.retain(|turn| turn.role() != "system");
                 shown.insert(0, Message::new("system", system));
             }
+            let hash = hash(&Row::chat(&shown).0["messages"].to_string());
             for sample in 0..self.samples {
                 let mut question = self.asking.chat(shown.clone(), run.seed, sample);
                 question.stop.clone_from(&self.stop);
                 question.tools = row.0.get("tools").and_then(Value::as_array).cloned();
                 questions.push(question);
-                asked.push((row, turns.clone()));
+                asked.push((row, turns.clone(), hash.clone()));
             }
         }
         let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
-        for ((row, mut turns), answer) in asked.into_iter().zip(answers) {
+        for ((row, mut turns, hash), answer) in asked.into_iter().zip(answers) {
             let Some(text) = whole(answer, row, &mut outcome) else { continue };
             turns.push(Message::new("assistant", &text));
             let mut made = Row::chat(&turns);
@@ -71,7 +73,7 @@ impl Step for Answer {
             for (name, value) in row.0.iter().filter(|(name, _)| !asks.contains(&name.as_str())) {
                 made.set(name, value.clone());
             }
-            self.asking.sign(&mut made, "answer", run, None, &[row]);
+            self.asking.sign(&mut made, "answer", run, &hash, &[row]);
             outcome.rows.push(made);
         }
         Ok(outcome)

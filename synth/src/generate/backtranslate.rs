@@ -5,7 +5,7 @@ use halter_core::Result;
 use halter_core::data::record::Message;
 use serde_json::json;
 
-use super::asking::{Asking, remove, whole};
+use super::asking::{Asking, remove, said};
 use super::template::Template;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
@@ -60,18 +60,18 @@ impl Step for Backtranslate {
         let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
         let (mut pairs, mut questions) = (Vec::new(), Vec::new());
         for ((row, text), answer) in asked.into_iter().zip(answers) {
-            let Some(said) = whole(answer, row, &mut outcome) else { continue };
+            let Some(said) = said(answer, row, &mut outcome) else { continue };
             let instruction = reply::bare(&said).to_string();
             let names = json!({"instruction": instruction, "answer": text});
             questions.push(self.asking.greedy().user(&self.score.render(&names)?, run.seed, 0));
             let turns = [Message::new("user", &instruction), Message::new("assistant", &text)];
             let mut made = Row::chat(&turns);
-            self.asking.sign(&mut made, "backtranslate", run, Some(&self.prompt.hash), &[row]);
+            self.asking.sign(&mut made, "backtranslate", run, &self.prompt.hash, &[row]);
             pairs.push(made);
         }
         let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
         for (mut row, answer) in pairs.into_iter().zip(answers) {
-            let Some(said) = whole(answer, &row, &mut outcome) else { continue };
+            let Some(said) = said(answer, &row, &mut outcome) else { continue };
             match reply::score(&said, "score:", 1.0, 5.0) {
                 None => remove(&mut outcome, &row, "no score", &said),
                 Some(score) => {

@@ -4,7 +4,7 @@ use halter_core::Result;
 use halter_core::data::record::Message;
 use serde_json::{Value, json};
 
-use super::asking::{Asking, remove, whole};
+use super::asking::{Asking, remove, said, whole};
 use super::template::Template;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
@@ -60,6 +60,8 @@ impl Dialogue {
 }
 
 struct Talk {
+    /// Its number among all, which tells its questions from those of others whoever is still open.
+    at: usize,
     row: Row,
     turns: Vec<Message>,
     answers: usize,
@@ -78,21 +80,24 @@ impl Step for Dialogue {
         let mut talks = Vec::new();
         for row in rows {
             match reply::prompt(&row) {
-                Some(turns) => talks.push(Talk { row, turns, answers: 0, is_over: false }),
+                Some(turns) => {
+                    let at = talks.len();
+                    talks.push(Talk { at, row, turns, answers: 0, is_over: false });
+                }
                 None => remove(&mut outcome, &row, "no prompt", "expected `prompt` or `messages`"),
             }
         }
         for turn in 0..self.turns {
             let mut open: Vec<&mut Talk> = talks.iter_mut().filter(|talk| !talk.is_over).collect();
             if turn > 0 {
-                let questions = open.iter().enumerate().map(|(at, talk)| {
+                let questions = open.iter().map(|talk| {
                     let text = self.next_question(talk)?;
-                    Ok(self.user.user(&text, run.seed, format!("user {turn} {at}")))
+                    Ok(self.user.user(&text, run.seed, format!("user {turn} {}", talk.at)))
                 });
                 let questions: Vec<_> = questions.collect::<Result<_>>()?;
                 let answers = self.user.ask(&questions, run, &mut outcome.figures)?;
                 for (talk, answer) in open.iter_mut().zip(answers) {
-                    match whole(answer, &talk.row, &mut outcome) {
+                    match said(answer, &talk.row, &mut outcome) {
                         Some(text) if !text.contains(END) => talk.say("user", reply::bare(&text)),
                         _ => talk.is_over = true,
                     }
@@ -101,9 +106,8 @@ impl Step for Dialogue {
             }
             let questions: Vec<_> = open
                 .iter()
-                .enumerate()
-                .map(|(at, talk)| {
-                    let draw = format!("assistant {turn} {at}");
+                .map(|talk| {
+                    let draw = format!("assistant {turn} {}", talk.at);
                     self.assistant.chat(talk.turns.clone(), run.seed, draw)
                 })
                 .collect();
@@ -134,7 +138,8 @@ impl Step for Dialogue {
             if let Some(persona) = talk.row.text("persona") {
                 made.set("persona", persona);
             }
-            self.assistant.sign(&mut made, "dialogue", run, Some(&self.prompt.hash), &[&talk.row]);
+            self.assistant.sign(&mut made, "dialogue", run, &self.prompt.hash, &[&talk.row]);
+            self.user.sign_as(&mut made, "user", run);
             outcome.rows.push(made);
         }
         Ok(outcome)

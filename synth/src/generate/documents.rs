@@ -140,9 +140,9 @@ impl Documents {
             Ok(text) => text,
             Err(Fault(reason, detail)) => return remove(outcome, &row, reason, &detail),
         };
-        let found = split::passages(&text, self.chars.0, self.chars.1);
-        if found.is_empty() {
-            remove(outcome, &row, "too short", &text);
+        let (found, rest) = split::passages(&text, self.chars.0, self.chars.1);
+        if found.is_empty() || !rest.is_empty() {
+            remove(outcome, &row, "too short", &rest);
         }
         for (at, text) in found.into_iter().enumerate() {
             let mut origin = origin.clone();
@@ -186,7 +186,11 @@ impl Documents {
                 remove(outcome, &passage.row, "no list", &said);
                 continue;
             };
-            for item in list.into_iter().take(self.count) {
+            let most = list.len().min(self.count);
+            for item in &list[most..] {
+                remove(outcome, &passage.row, "beyond `questions`", &item.to_string());
+            }
+            for item in list.into_iter().take(most) {
                 let Some((question, answer)) = pair(&item) else {
                     remove(outcome, &passage.row, "no pair", &item.to_string());
                     continue;
@@ -244,10 +248,13 @@ impl Documents {
         row.set("passage", passage.text.as_str());
         let parents: Vec<&Row> = passage.parent.iter().collect();
         let hash = &self.template(pair.make).hash;
-        self.asking.sign(&mut row, "documents", run, Some(hash), &parents);
+        self.asking.sign(&mut row, "documents", run, hash, &parents);
         let entries = row.0.get_mut("provenance").and_then(Value::as_array_mut);
         if let Some(Value::Object(entry)) = entries.and_then(|entries| entries.last_mut()) {
             entry.insert("document".into(), passage.origin.clone());
+        }
+        if let Some(judge) = &self.judge {
+            judge.sign_as(&mut row, "judge", run);
         }
         row
     }

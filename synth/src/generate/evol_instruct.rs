@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::asking::{Asking, prompt_row, remove, whole};
+use super::asking::{Asking, prompt_row, remove, said};
 use super::rouge::words;
 use super::template::Template;
 use super::{Made, Questions, reply};
@@ -135,7 +135,7 @@ impl Step for EvolInstruct {
             }
             let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
             for (((row, text), answer), hash) in current.iter_mut().zip(answers).zip(hashes) {
-                let Some(reply) = whole(answer, row, &mut outcome) else { continue };
+                let Some(reply) = said(answer, row, &mut outcome) else { continue };
                 let new = reply::bare(&reply);
                 if let Some(reason) = fault(text, new) {
                     // It goes on from what it was.
@@ -143,7 +143,7 @@ impl Step for EvolInstruct {
                     continue;
                 }
                 let mut made = prompt_row(new);
-                self.asking.sign(&mut made, "evol-instruct", run, Some(hash), &[row]);
+                self.asking.sign(&mut made, "evol-instruct", run, hash, &[row]);
                 outcome.rows.push(made.clone());
                 (*row, *text) = (made, new.to_string());
             }

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use halter_core::Result;
 use halter_core::data::record::Turn;
 
-use super::asking::{Asking, prompt_row, remove, whole};
+use super::asking::{Asking, prompt_row, remove, said};
+use super::template::hash;
 use super::{Made, Questions};
 use crate::pipeline::Options;
 use crate::row::Row;
@@ -95,11 +96,11 @@ impl Step for Magpie {
             })
             .collect();
         let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
-        let mut seen = HashSet::new();
+        let (hash, mut seen) = (hash(&self.prefix), HashSet::new());
         for answer in answers {
             let mut blank = Row::default();
-            self.asking.sign(&mut blank, "magpie", run, None, &[]);
-            let Some(text) = whole(answer, &blank, &mut outcome) else { continue };
+            self.asking.sign(&mut blank, "magpie", run, &hash, &[]);
+            let Some(text) = said(answer, &blank, &mut outcome) else { continue };
             let mut row = prompt_row(&text);
             row.set("provenance", blank.0["provenance"].clone());
             let (least, most) = self.num_chars;

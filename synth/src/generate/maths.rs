@@ -56,20 +56,17 @@ impl Maths {
         })
     }
 
-    /// The final answer of each problem that has one: stated, or that of most solutions.
-    fn references(&self, rows: &[Row]) -> BTreeMap<String, String> {
-        let mut stated = BTreeMap::new();
-        let mut votes: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for row in rows {
-            let Some(problem) = reply::instruction(row) else { continue };
-            let reference = ["answer", "solution"].iter().find_map(|name| match row.0.get(*name) {
-                Some(Value::String(text)) => Some(text.clone()),
-                Some(Value::Number(number)) => Some(number.to_string()),
-                _ => None,
-            });
-            if let Some(text) = reference {
-                let answer = find(&text).map_or(text.trim().to_string(), |found| found.text.into());
-                stated.insert(problem, answer);
+    /// The final answer of each row's problem, where it has one: its own, that of another row with the
+    /// same conversation, or that of most solutions.
+    fn references(&self, rows: &[Row]) -> Vec<Option<String>> {
+        let problems: Vec<Option<String>> = rows.iter().map(problem).collect();
+        let own: Vec<Option<String>> = rows.iter().map(stated).collect();
+        let mut shared: BTreeMap<&String, String> = BTreeMap::new();
+        let mut votes: BTreeMap<&String, Vec<String>> = BTreeMap::new();
+        for ((row, problem), own) in rows.iter().zip(&problems).zip(&own) {
+            let Some(problem) = problem else { continue };
+            if let Some(answer) = own {
+                shared.entry(problem).or_insert_with(|| answer.clone());
             } else if let Some(found) = reply::answer(row) {
                 let answer = find(&found).map(|found| found.text.to_string());
                 votes.entry(problem).or_default().extend(answer);
@@ -87,10 +84,11 @@ impl Maths {
             let enough =
                 most >= self.least_votes && most as f64 >= self.least_share * answers.len() as f64;
             if enough {
-                stated.entry(problem).or_insert_with(|| answer.clone());
+                shared.entry(problem).or_insert_with(|| answer.clone());
             }
         }
-        stated
+        let of = |problem: &Option<String>| shared.get(problem.as_ref()?).cloned();
+        own.into_iter().zip(&problems).map(|(own, problem)| own.or_else(|| of(problem))).collect()
     }
 
     fn correct(
@@ -128,11 +126,26 @@ impl Maths {
             turns.push(Message::new("assistant", &text));
             let mut made = Row::chat(&turns);
             made.set("answer", right.as_str());
-            asking.sign(&mut made, "maths", run, Some(&self.prompt.hash), &[row]);
+            asking.sign(&mut made, "maths", run, &self.prompt.hash, &[row]);
             outcome.rows.push(made);
         }
         Ok(())
     }
+}
+
+/// The whole conversation: many of them end with the same words.
+fn problem(row: &Row) -> Option<String> {
+    Some(Row::chat(&reply::prompt(row)?).0["messages"].to_string())
+}
+
+/// The final answer that the row itself states.
+fn stated(row: &Row) -> Option<String> {
+    let text = ["answer", "solution"].iter().find_map(|name| match row.0.get(*name) {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    })?;
+    Some(find(&text).map_or(text.trim().to_string(), |found| found.text.into()))
 }
 
 impl Step for Maths {
@@ -140,13 +153,13 @@ impl Step for Maths {
         let mut outcome = Outcome::default();
         let references = self.references(&rows);
         let mut wrong = Vec::new();
-        for row in &rows {
+        for (row, right) in rows.iter().zip(&references) {
             run.interrupt.check()?;
-            let (Some(problem), Some(said)) = (reply::instruction(row), reply::answer(row)) else {
+            let (Some(_), Some(said)) = (reply::instruction(row), reply::answer(row)) else {
                 remove(&mut outcome, row, "no solution", "expected a problem with a solution");
                 continue;
             };
-            let Some(right) = references.get(&problem) else {
+            let Some(right) = right else {
                 remove(&mut outcome, row, "no agreement", &said);
                 continue;
             };

@@ -4,7 +4,7 @@
 use halter_core::Result;
 use serde_json::json;
 
-use super::asking::{Asking, prompt_row, remove, whole};
+use super::asking::{Asking, prompt_row, remove, said};
 use super::template::Template;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
@@ -70,11 +70,11 @@ impl Step for Personas {
         }
         let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
         for ((row, persona, task), answer) in asked.into_iter().zip(answers) {
-            let Some(text) = whole(answer, row, &mut outcome) else { continue };
+            let Some(text) = said(answer, row, &mut outcome) else { continue };
             let mut made = prompt_row(reply::bare(&text));
             made.set("persona", persona);
             made.set("task", task.as_str());
-            self.asking.sign(&mut made, "personas", run, Some(&self.prompt.hash), &[row]);
+            self.asking.sign(&mut made, "personas", run, &self.prompt.hash, &[row]);
             outcome.rows.push(made);
         }
         Ok(outcome)

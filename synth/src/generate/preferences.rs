@@ -5,7 +5,7 @@ use halter_core::Result;
 use halter_core::data::record::Message;
 use serde_json::{Value, json};
 
-use super::asking::{Asking, remove, teacher, whole};
+use super::asking::{Asking, remove, said, teacher, whole};
 use super::template::Template;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
@@ -119,7 +119,7 @@ impl Step for Preferences {
         let mut verdicts = self.judge.ask(&questions, run, &mut outcome.figures)?.into_iter();
         for (row, turns, a, b) in asked {
             let both = [verdicts.next(), verdicts.next()].map(|answer| {
-                let said = whole(answer?, row, &mut outcome)?;
+                let said = said(answer?, row, &mut outcome)?;
                 let verdict = reply::score(&said, "verdict:", -4.0, 4.0);
                 if verdict.is_none() {
                     remove(&mut outcome, row, "no verdict", &said);
@@ -152,7 +152,10 @@ impl Step for Preferences {
             };
             made.set("chosen_model", json!(model(chosen)));
             made.set("rejected_model", json!(model(rejected)));
-            self.judge.sign(&mut made, "preferences", run, Some(&self.prompt.hash), &[row]);
+            self.judge.sign(&mut made, "preferences", run, &self.prompt.hash, &[row]);
+            let of = |(number, _): &(usize, String)| self.asking.of(&self.teachers[*number]);
+            of(chosen).sign_as(&mut made, "chosen", run);
+            of(rejected).sign_as(&mut made, "rejected", run);
             outcome.rows.push(made);
         }
         Ok(outcome)

@@ -7,8 +7,13 @@ pub(super) fn words(text: &str) -> Vec<String> {
     words.map(str::to_string).collect()
 }
 
+/// What [`rouge_l`] is at most of texts of so many words.
+pub(super) fn rouge_l_bound(a: usize, b: usize) -> f64 {
+    2.0 * a.min(b) as f64 / (a + b).max(1) as f64
+}
+
 /// From 0 to 1; 0 where either is empty.
-pub(super) fn rouge_l(a: &[String], b: &[String]) -> f64 {
+pub(super) fn rouge_l<T: PartialEq>(a: &[T], b: &[T]) -> f64 {
     if a.is_empty() || b.is_empty() {
         return 0.0;
     }
@@ -36,5 +41,6 @@ mod tests {
         assert_eq!(rouge("police killed the gunman", "police kill the gunman"), 0.75);
         assert_eq!(rouge("police killed the gunman", "the gunman kill police"), 0.5);
         assert_eq!(rouge("", "a"), 0.0);
+        assert_eq!(rouge("a b c", "x a b c"), rouge_l_bound(3, 4));
     }
 }

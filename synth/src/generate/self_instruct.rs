@@ -1,13 +1,17 @@
 //! Instructions from instructions (Wang et al. 2023, "Self-Instruct", section 2).
 
+use std::collections::HashMap;
+
 use halter_core::Result;
+use halter_core::train::progress::Unit;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::asking::{Asking, prompt_row, remove, whole};
-use super::rouge::{rouge_l, words};
+use super::asking::{Asking, after_thinking, prompt_row, remove, said};
+use super::rouge::{rouge_l, rouge_l_bound, words};
 use super::template::Template;
 use super::{Made, Questions, reply};
 use crate::pipeline::Options;
@@ -64,7 +68,7 @@ impl SelfInstruct {
     }
 
     /// Why an instruction is not taken.
-    fn fault(&self, text: &str, pool: &[(String, Vec<String>)]) -> Option<(&'static str, String)> {
+    fn fault(&self, text: &str, pool: &mut Pool) -> Option<(&'static str, String)> {
         let own = words(text);
         if let Some(word) = own.iter().find(|word| self.blocked.contains(word)) {
             return Some(("blocked word", format!("`{word}`: {text}")));
@@ -73,8 +77,42 @@ impl SelfInstruct {
         if !(least..=most).contains(&own.len()) {
             return Some(("length", format!("{} words: {text}", own.len())));
         }
-        let near = pool.iter().find(|(_, other)| rouge_l(&own, other) >= self.max_similarity);
-        near.map(|(other, _)| ("similar", format!("{text} — like: {other}")))
+        let other = pool.like(&own, self.max_similarity)?;
+        Some(("similar", format!("{text} — like: {other}")))
+    }
+}
+
+/// Instructions so far, with their words as numbers.
+#[derive(Default)]
+struct Pool {
+    texts: Vec<String>,
+    words: Vec<Vec<u32>>,
+    numbers: HashMap<String, u32>,
+}
+
+impl Pool {
+    fn add(&mut self, text: &str) {
+        let numbers = self.numbers(&words(text));
+        self.texts.push(text.to_string());
+        self.words.push(numbers);
+    }
+
+    fn numbers(&mut self, words: &[String]) -> Vec<u32> {
+        let mut number = |word: &String| {
+            let next = self.numbers.len() as u32;
+            *self.numbers.entry(word.clone()).or_insert(next)
+        };
+        words.iter().map(&mut number).collect()
+    }
+
+    /// The first that is as similar as `least` to a text of these words.
+    fn like(&mut self, words: &[String], least: f64) -> Option<&str> {
+        let own = self.numbers(words);
+        let is_like = |other: &Vec<u32>| {
+            rouge_l_bound(own.len(), other.len()) >= least && rouge_l(&own, other) >= least
+        };
+        let at = self.words.par_iter().position_first(is_like)?;
+        Some(&self.texts[at])
     }
 }
 
@@ -102,12 +140,12 @@ impl Step for SelfInstruct {
     fn run(&self, rows: Vec<Row>, run: &mut Run) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut random = ChaCha8Rng::seed_from_u64(run.seed);
-        let mut pool: Vec<(String, Vec<String>)> = Vec::new();
+        let mut pool = Pool::default();
         let mut from: Vec<Row> = Vec::new();
         for row in rows {
             match reply::instruction(&row) {
                 Some(text) => {
-                    pool.push((text.clone(), words(&text)));
+                    pool.add(&text);
                     from.push(row);
                 }
                 None => remove(&mut outcome, &row, "no prompt", "expected an instruction"),
@@ -122,13 +160,13 @@ impl Step for SelfInstruct {
             let mut parents = Vec::new();
             for request in 0..self.requests {
                 let mut old: Vec<usize> = (0..seeds).collect();
-                let mut new: Vec<usize> = (seeds..pool.len()).collect();
+                let mut new: Vec<usize> = (seeds..from.len()).collect();
                 old.shuffle(&mut random);
                 new.shuffle(&mut random);
                 old.truncate(self.shown.0.max(1));
                 old.extend(new.into_iter().take(self.shown.1));
                 old.shuffle(&mut random);
-                let shown: Vec<&String> = old.iter().map(|&at| &pool[at].0).collect();
+                let shown: Vec<&String> = old.iter().map(|&at| &pool.texts[at]).collect();
                 let names = json!({"instructions": shown, "count": self.per_request,
                                    "next": shown.len() + 1});
                 let text = self.prompt.render(&names)?;
@@ -137,21 +175,18 @@ impl Step for SelfInstruct {
                 parents.push(old);
             }
             let answers = self.asking.ask(&questions, run, &mut outcome.figures)?;
-            for (shown, answer) in parents.into_iter().zip(answers) {
+            run.progress.begin("comparing instructions", answers.len() as u64, Unit::Items);
+            for (at, (shown, answer)) in parents.into_iter().zip(answers).enumerate() {
+                run.interrupt.check()?;
+                run.progress.advance(at as u64, "");
                 let parents: Vec<&Row> = shown.iter().map(|&at| &from[at]).collect();
                 let mut blank = Row::default();
-                self.asking.sign(
-                    &mut blank,
-                    "self-instruct",
-                    run,
-                    Some(&self.prompt.hash),
-                    &parents,
-                );
+                self.asking.sign(&mut blank, "self-instruct", run, &self.prompt.hash, &parents);
                 let cut = answer.as_ref().is_ok_and(|answer| !answer.is_whole());
                 // A list that was cut has whole items before its last one.
                 let text = match answer {
-                    Ok(answer) if cut => answer.text().to_string(),
-                    answer => match whole(answer, &blank, &mut outcome) {
+                    Ok(answer) if cut => after_thinking(answer.text()).to_string(),
+                    answer => match said(answer, &blank, &mut outcome) {
                         Some(text) => text,
                         None => continue,
                     },
@@ -166,19 +201,22 @@ impl Step for SelfInstruct {
                 if found.is_empty() {
                     remove(&mut outcome, &blank, "no list", &text);
                 }
-                for text in found.into_iter().take(self.per_request) {
+                for (number, text) in found.into_iter().enumerate() {
                     let mut row = prompt_row(&text);
                     row.set("provenance", blank.0["provenance"].clone());
-                    match self.fault(&text, &pool) {
-                        Some((reason, detail)) => remove(&mut outcome, &row, reason, &detail),
-                        None if from.len() - seeds >= self.count => {}
-                        None => {
-                            pool.push((text.clone(), words(&text)));
-                            from.push(row);
-                        }
+                    if number >= self.per_request {
+                        remove(&mut outcome, &row, "beyond `per_request`", &text);
+                    } else if from.len() - seeds >= self.count {
+                        remove(&mut outcome, &row, "beyond `count`", &text);
+                    } else if let Some((reason, detail)) = self.fault(&text, &mut pool) {
+                        remove(&mut outcome, &row, reason, &detail);
+                    } else {
+                        pool.add(&text);
+                        from.push(row);
                     }
                 }
             }
+            run.progress.finish();
         }
         outcome.figures.insert("seeds".into(), Value::from(seeds));
         outcome.rows = from.split_off(seeds);

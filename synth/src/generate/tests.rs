@@ -3,6 +3,7 @@
 
 mod code;
 mod documents;
+mod origin;
 mod tools;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use halter_core::data::record::{Message, Turn};
 use halter_core::endpoint::{Answer, Question, Teacher, Usage};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::Silent;
-use halter_core::{Error, Result};
+use halter_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::pipeline::Options;
@@ -60,15 +61,23 @@ impl Teacher for Scripted {
 type Script = fn(&str) -> Option<String>;
 
 fn run_all(kind: &str, options: &str, rows: Vec<Value>, scripts: &[(&str, Script)]) -> Outcome {
-    let names: Vec<&str> = scripts.iter().map(|(name, _)| *name).collect();
+    let teacher = |(name, script): &(&str, Script)| {
+        (name.to_string(), Box::new(Scripted(*script)) as Box<dyn Teacher>)
+    };
+    run_by(kind, options, rows, scripts.iter().map(teacher).collect())
+}
+
+fn run_by(
+    kind: &str,
+    options: &str,
+    rows: Vec<Value>,
+    teachers: BTreeMap<String, Box<dyn Teacher>>,
+) -> Outcome {
+    let names: Vec<&str> = teachers.keys().map(String::as_str).collect();
     let table = options.parse().unwrap();
     let mut options = Options::new(Path::new("p.toml"), 1, BTreeMap::new(), table);
     let made = super::step(kind, &mut options, &names).unwrap().unwrap();
     options.finish().unwrap();
-    let teachers = scripts
-        .iter()
-        .map(|(name, script)| (name.to_string(), Box::new(Scripted(*script)) as Box<dyn Teacher>))
-        .collect();
     let mut silent = Silent;
     let interrupt = Interrupt::new();
     let mut run =

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::asking::{Asking, excerpt, remove, whole};
+use super::asking::{Asking, excerpt, remove, said, whole};
 use super::template::Template;
 use super::{Made, Questions, number, reply};
 use crate::pipeline::Options;
@@ -153,7 +153,7 @@ impl UseTools {
         for mut talk in talks {
             if talk.turns.is_empty() {
                 let Some(answer) = answers.next() else { break };
-                let Some(text) = whole(answer, &talk.row, outcome) else { continue };
+                let Some(text) = said(answer, &talk.row, outcome) else { continue };
                 talk.turns = vec![Message::new("user", reply::bare(&text))];
             }
             asked.push(talk);
@@ -226,7 +226,7 @@ impl UseTools {
                         done.push((talk, Reply::Calls(calls, beside)));
                     }
                     Err(fault) => {
-                        talk.fault = Some((said(&message), fault));
+                        talk.fault = Some((shown(&message), fault));
                         again.push(talk);
                     }
                 }
@@ -269,7 +269,7 @@ impl UseTools {
             let answers: Vec<_> = answers.by_ref().take(calls.len()).collect();
             let mut results = Vec::new();
             for answer in answers {
-                let Some(said) = whole(answer, &talk.row, outcome) else { break };
+                let Some(said) = said(answer, &talk.row, outcome) else { break };
                 let Some(result) = reply::json(&said) else {
                     remove(outcome, &talk.row, "no result", &said);
                     break;
@@ -294,7 +294,11 @@ impl UseTools {
         }
         made.set("tools", talk.tools.declared.clone());
         let parents: Vec<&Row> = Some(&talk.row).filter(|_| talk.is_row).into_iter().collect();
-        self.assistant.sign(&mut made, "tools", run, Some(&self.result.hash), &parents);
+        self.assistant.sign(&mut made, "tools", run, &self.result.hash, &parents);
+        if !talk.is_row {
+            self.user.sign_as(&mut made, "user", run);
+        }
+        self.simulator.sign_as(&mut made, "simulator", run);
         made
     }
 }
@@ -392,7 +396,7 @@ fn usable(answer: Result<Answer>, row: &Row, outcome: &mut Outcome) -> Option<Me
 }
 
 /// A reply as a text, to be shown again.
-fn said(message: &Message) -> String {
+fn shown(message: &Message) -> String {
     match message.0.get("tool_calls") {
         Some(calls) => excerpt(&calls.to_string()),
         None => excerpt(message.content().unwrap_or_default()),

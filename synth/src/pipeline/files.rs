@@ -8,6 +8,7 @@ use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::asking::UNANSWERED;
 use crate::row::Row;
 use crate::step::Outcome;
 
@@ -48,11 +49,19 @@ pub(super) fn hash_file(path: &Path) -> Option<String> {
     Some(blake3::hash(&bytes).to_hex().to_string())
 }
 
-/// What was made before, where it is whole and has the key.
+impl Made {
+    /// Questions that got no answer for a reason that may pass: no server, no room, no tries left.
+    pub fn unanswered(&self) -> u64 {
+        self.figures.get(UNANSWERED).and_then(Value::as_u64).unwrap_or(0)
+    }
+}
+
+/// What was made before, where it is whole, has the key, and would not come out otherwise now.
 pub(super) fn read(files: &[std::path::PathBuf; 3], key: &str) -> Option<Made> {
     let [rows, removed, about] = files;
     let made: Made = serde_json::from_slice(&std::fs::read(about).ok()?).ok()?;
     let whole = made.key == key
+        && made.unanswered() == 0
         && hash_file(rows)? == made.rows_hash
         && hash_file(removed)? == made.removed_hash;
     whole.then_some(made)

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use halter_core::data::dataset::DataOptions;
-use halter_core::data::rows::Rows;
+use halter_core::data::files::Files;
 use halter_core::endpoint::Teacher;
 use halter_core::train::files::{atomic_write, remove_temporaries};
 use halter_core::train::interrupt::Interrupt;
@@ -20,7 +19,7 @@ use crate::row::Row;
 use crate::step::{Outcome, Run};
 
 /// Changes when a step makes other rows of the same input.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+1");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+2");
 
 /// A pipeline with its directory.
 pub struct Runner<'a> {
@@ -28,6 +27,8 @@ pub struct Runner<'a> {
     pub pipeline: &'a Pipeline,
     /// Where its files are.
     pub output: &'a Path,
+    /// Where teachers' answers are kept; other pipelines may have kept theirs there.
+    pub answers: &'a Path,
     /// The first step that is run again, whatever its files say.
     pub from: Option<usize>,
     /// The last step that is run.
@@ -100,8 +101,8 @@ impl Runner<'_> {
                 let found = match input {
                     Input::Step(before) => known[*before].clone(),
                     Input::Data(name) => {
-                        let set = open(name)?;
-                        Some((set.len() as usize, fingerprint(&set)?))
+                        let files = Files::open(name)?;
+                        Some((files.len(), files.fingerprint()?))
                     }
                 };
                 rows = rows.zip(found.as_ref()).map(|(sum, (rows, _))| sum + rows);
@@ -148,7 +149,7 @@ impl Runner<'_> {
             let stage = &self.pipeline.steps[at];
             let hashes = stage.input.iter().map(|input| match input {
                 Input::Step(before) => Ok(told[*before].made.rows_hash.clone()),
-                Input::Data(name) => fingerprint(&open(name)?),
+                Input::Data(name) => Files::open(name)?.fingerprint(),
             });
             let key = self.key(stage, hashes.collect::<Result<_>>()?)?;
             let paths = self.pipeline.files(self.output, at);
@@ -219,9 +220,9 @@ impl Runner<'_> {
         let stage = &self.pipeline.steps[at];
         for name in &stage.made.teachers {
             if !teachers.contains_key(name) {
-                let cache = self.output.join("teachers");
-                std::fs::create_dir_all(&cache).map_err(|e| Error::io("create", &cache, e))?;
-                teachers.insert(name.clone(), self.pipeline.teachers[name].open(name, &cache)?);
+                let cache = self.answers;
+                std::fs::create_dir_all(cache).map_err(|e| Error::io("create", cache, e))?;
+                teachers.insert(name.clone(), self.pipeline.teachers[name].open(name, cache)?);
             }
         }
         let rows = self.input(stage)?;
@@ -273,12 +274,12 @@ impl Runner<'_> {
                     rows.extend(files::rows(&self.pipeline.files(self.output, *at)[0])?);
                 }
                 Input::Data(name) => {
-                    let set = open(name)?;
-                    for row in 0..set.len() {
-                        let Some((set, row)) = set.find(row) else { continue };
-                        let mut columns = set.row(row)?;
+                    // Steps say themselves which columns they need.
+                    let files = Files::open(name)?;
+                    for row in 0..files.len() {
+                        let mut columns = files.row(row)?;
                         if !columns.contains_key("provenance") {
-                            let origin = json!([{"source": set.name(), "row": row + 1}]);
+                            let origin = json!([{"source": name, "row": row + 1}]);
                             columns.insert("provenance".into(), origin);
                         }
                         rows.push(Row(columns));
@@ -307,15 +308,6 @@ impl Runner<'_> {
         atomic_write(self.output.join("report.html"), page.as_bytes())?;
         Ok(summary)
     }
-}
-
-fn open(name: &str) -> Result<Rows> {
-    Rows::open(&[name.to_string()], &DataOptions::default())
-}
-
-fn fingerprint(rows: &Rows) -> Result<String> {
-    let prints = rows.sets().iter().map(|set| set.fingerprint());
-    Ok(prints.collect::<Result<Vec<_>>>()?.join(" "))
 }
 
 /// What tells a file from another one in its place: its bytes, or, of a model, its [`sizes`].

@@ -195,7 +195,9 @@ impl Step for Judge {
             match verdict {
                 Ok(points) => {
                     figures.judged += 1;
+                    let before = row.clone();
                     let share = mark(&mut row, &self.column, criteria, &points);
+                    asking.sign(&mut row, "judge", run, &template.hash, &[&before]);
                     for (criterion, point) in criteria.iter().zip(&points) {
                         *figures.points.entry(criterion.name).or_default() += usize::from(*point);
                     }
@@ -265,6 +267,9 @@ mod tests {
         assert_eq!(prompts(&outcome.rows), ["good row"]);
         assert_eq!(outcome.rows[0].0["quality"], 1.0);
         assert_eq!(outcome.rows[0].0["judge"]["tone"], 1);
+        let origin = &outcome.rows[0].0["provenance"][0];
+        assert_eq!((&origin["kind"], &origin["model"]), (&"judge".into(), &"scripted".into()));
+        assert_eq!(origin["parents"][0], rows()[0].id());
         let told: Vec<_> =
             removed(&outcome).into_iter().map(|(_, r, detail)| (r, detail)).collect();
         assert_eq!(told[0], ("below the threshold", "no point for tone".into()));

@@ -4,8 +4,9 @@
 use unicode_segmentation::UnicodeSegmentation;
 
 /// The passages of `text`, of `least` to `most` characters. A passage that is shorter goes with the
-/// next, or with the one before; a text that is shorter in all has none.
-pub(super) fn passages(text: &str, least: usize, most: usize) -> Vec<String> {
+/// next, or with the one before; a text that is shorter in all has none. Beside them an end that is too
+/// short, and for which the one before has no room.
+pub(super) fn passages(text: &str, least: usize, most: usize) -> (Vec<String>, String) {
     let mut found: Vec<String> = Vec::new();
     let (mut current, mut length) = (String::new(), 0);
     for block in blocks(text) {
@@ -33,9 +34,9 @@ pub(super) fn passages(text: &str, least: usize, most: usize) -> Vec<String> {
             last.push_str("\n\n");
             last.push_str(&current);
         }
-        _ => {}
+        _ => return (found, current),
     }
-    found
+    (found, String::new())
 }
 
 fn chars(text: &str) -> usize {
@@ -145,14 +146,16 @@ mod tests {
         let text =
             "# One\nshort\n\n# Two\n\nA first paragraph.\n\nA second.\n\nThree\n=====\n\nend";
         assert_eq!(
-            passages(text, 15, 60),
+            passages(text, 15, 60).0,
             ["# One\n\nshort\n\n# Two\n\nA first paragraph.\n\nA second.", "Three\n=====\n\nend"]
         );
-        assert_eq!(passages("One. Two. Three.", 1, 10), ["One. Two.", "Three."]);
-        assert_eq!(passages("abcdefgh ij", 1, 3), ["abc", "def", "gh", "ij"]);
-        assert_eq!(passages("```\na\n\n# b\n```\n\nc", 1, 15), ["```\na\n\n# b\n```", "c"]);
-        assert_eq!(passages("too short", 20, 100), [""; 0]);
-        assert_eq!(passages(" \n\n", 0, 10), [""; 0]);
+        assert_eq!(passages("One. Two. Three.", 1, 10).0, ["One. Two.", "Three."]);
+        assert_eq!(passages("abcdefgh ij", 1, 3).0, ["abc", "def", "gh", "ij"]);
+        assert_eq!(passages("```\na\n\n# b\n```\n\nc", 1, 15).0, ["```\na\n\n# b\n```", "c"]);
+        assert_eq!(passages("too short", 20, 100), (vec![], "too short".to_string()));
+        let text = format!("{}\n\nend", "a".repeat(20));
+        assert_eq!(passages(&text, 10, 22), (vec!["a".repeat(20)], "end".to_string()));
+        assert_eq!(passages(" \n\n", 0, 10), Default::default());
     }
 
     #[test]
@@ -160,7 +163,8 @@ mod tests {
         let text = "Ünï cödé. \u{301}\u{301}\u{301}\u{301} x\n\n".repeat(40) + &"z".repeat(100);
         let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
         for most in [1, 2, 7, 30, 1000] {
-            let found = passages(&text, 1, most);
+            let (found, rest) = passages(&text, 1, most);
+            assert_eq!(rest, "");
             assert!(found.iter().all(|passage| chars(passage) <= most), "{most}");
             assert_eq!(letters(&found.concat()), letters(&text), "{most}");
         }

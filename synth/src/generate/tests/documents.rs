@@ -120,7 +120,7 @@ fn replies_are_read_strictly() {
         Some(json!([good, more, good]).to_string())
     });
     assert_eq!(prompts(&outcome), ["Ants carry leaves.\n\nWhat do ants carry?"]);
-    assert_eq!(reasons(&outcome), ["no text", "no pair"]);
+    assert_eq!(reasons(&outcome), ["no text", "beyond `questions`", "no pair"]);
     let prose: Script = |_| Some("Q: What? A: Leaves.".into());
     assert_eq!(reasons(&run("documents", options, rows.clone(), prose)), ["no text", "no list"]);
     let cut: Script = |_| Some("[{\"question\": …".into());
