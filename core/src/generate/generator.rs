@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::engine::EngineOptions;
 use super::pages::PAGE;
+use super::score::{TokenScore, score};
 use crate::data::record::{Message, Record, Turn};
 use crate::memory::system::available_memory;
 use crate::model::{Base, Decoder};
@@ -146,6 +147,14 @@ impl Generator {
             ))
             .hint("shorten the prompt, or raise `--cache-tokens`")),
         }
+    }
+
+    /// Scores of all tokens but the first.
+    ///
+    /// # Errors
+    /// As [`score`].
+    pub fn score(&self, tokens: &[u32], top: usize) -> Result<Vec<TokenScore>> {
+        score(&self.model, tokens, top)
     }
 
     /// An engine's options: `cache_tokens`, or what a third of the available memory holds, but no
