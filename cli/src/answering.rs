@@ -9,7 +9,7 @@ use halter_core::generate::sampling::Sampling;
 use halter_core::generate::session::Job;
 use halter_core::train::source::SourceSpec;
 use halter_core::{Error, ErrorKind, bundled, device};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Tokens of a completion where nothing is said.
 pub const MAX_NEW_TOKENS: usize = 256;
@@ -98,9 +98,16 @@ impl ModelArgs {
         Ok(generator)
     }
 
-    /// How much the engine takes on.
-    pub fn engine(&self, generator: &Generator) -> EngineOptions {
-        generator.engine_options(self.batch_size.into(), self.cache_tokens)
+    /// How much the engine takes on. `before` are the settings of results that go on: the cache limits
+    /// how long a completion becomes, and what memory allows may have changed.
+    pub fn engine(
+        &self,
+        generator: &Generator,
+        before: Option<&Map<String, Value>>,
+    ) -> EngineOptions {
+        let before = before.and_then(|settings| settings.get("cache_tokens")?.as_u64());
+        let cache_tokens = self.cache_tokens.or(before.map(|tokens| tokens as usize));
+        generator.engine_options(self.batch_size.into(), cache_tokens)
     }
 
     /// The adapter's directory, where there is one.
@@ -179,13 +186,14 @@ pub fn job(
     generator: &Generator,
     options: &EngineOptions,
     prompt: Vec<u32>,
+    is_text: bool,
     args: &SamplingArgs,
     request: &Request,
 ) -> halter_core::Result<Job> {
     let room = generator.room_after(prompt.len(), options)?;
     let max_new_tokens = request.max_new_tokens.min(room);
     let request = Request { prompt, max_new_tokens, ..request.clone() };
-    Ok(Job { request, stop: args.stop.clone() })
+    Ok(Job { request, stop: args.stop.clone(), is_text })
 }
 
 /// What an interruption or a full disk leaves is whole.

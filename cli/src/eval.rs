@@ -116,7 +116,9 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     check(&args, &tasks, &sampling)?;
     std::fs::create_dir_all(&args.output).map_err(|e| Error::io("create", &args.output, e))?;
     remove_temporaries(&args.output)?;
-    let began_at = began_at(&args, &tasks)?;
+    let before = before(&args, &tasks)?;
+    let began_at = before.as_ref().and_then(|settings| settings.get("began_at")?.as_i64());
+    let began_at = began_at.unwrap_or_else(|| Moment::now().0);
     for Opened { task, .. } in &tasks {
         let rows = counted(task.set.len(), "row");
         progress.note(&format!("task {}: {}, {rows}", task.name, task.set.name()));
@@ -125,7 +127,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     progress.note(&format!("model: {}", generator.name));
     let runner = Runner {
         fingerprint: generator.fingerprint()?,
-        engine: args.model.engine(&generator),
+        engine: args.model.engine(&generator, before.as_ref()),
         stop_tokens: args.sampling.stop_tokens(&generator)?,
         chat: generator.template.is_some() && !args.no_chat_template,
         args: &args,
@@ -288,18 +290,16 @@ fn check(args: &Args, tasks: &[Opened], sampling: &Sampling) -> anyhow::Result<(
     Ok(())
 }
 
-/// When the results were begun: now, or what is said beside those that are there.
-fn began_at(args: &Args, tasks: &[Opened]) -> anyhow::Result<i64> {
+/// What the results that are there were begun with.
+fn before(args: &Args, tasks: &[Opened]) -> anyhow::Result<Option<Map<String, Value>>> {
     if !args.resume {
         for opened in tasks {
             ResultFile::refuse_occupied(&opened.path)?;
         }
-        return Ok(Moment::now().0);
+        return Ok(None);
     }
     // Tasks run one after the other: the first one has been begun.
-    let settings = tasks.first().map(|opened| ResultFile::settings(&opened.path)).transpose()?;
-    let began_at = settings.as_ref().and_then(|settings| settings.get("began_at")?.as_i64());
-    Ok(began_at.unwrap_or_default())
+    Ok(tasks.first().map(|opened| ResultFile::settings(&opened.path)).transpose()?)
 }
 
 impl Runner<'_> {
@@ -364,6 +364,10 @@ impl Runner<'_> {
                     seed: self.args.sampling.seed,
                     engine: self.engine,
                 };
+                if first > 0 {
+                    sampler.score_again(path, progress, &self.interrupt)?;
+                    file = ResultFile::resume(path, &settings)?;
+                }
                 sampler.run(first, &mut file, progress, &self.interrupt)?;
             }
         }
@@ -389,6 +393,8 @@ impl Runner<'_> {
             "limit": self.args.limit,
             "num_fewshot": self.args.num_fewshot,
             "fewshot": fewshot.as_ref().map(Dataset::fingerprint).transpose()?,
+            "allow_special_text": self.generator.allow_special_text,
+            "cache_tokens": self.engine.cache_tokens,
             "began_at": self.began_at,
         });
         if let Work::Open(_, completed) = work {

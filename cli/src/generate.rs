@@ -102,6 +102,7 @@ struct Settings<'a> {
     stop: &'a [String],
     stop_tokens: &'a [u32],
     seed: u64,
+    allow_special_text: bool,
     began_at: i64,
 }
 
@@ -143,10 +144,11 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     let output = args.output.clone().filter(|path| path.as_os_str() != "-");
     check(&args, output.as_deref(), context)?;
     let sampling = args.sampling.sampling(1.0)?;
-    let began_at = match &output {
-        Some(path) if args.resume => ResultFile::settings(path)?["began_at"].as_i64(),
+    let before = match &output {
+        Some(path) if args.resume => Some(ResultFile::settings(path)?),
         _ => None,
     };
+    let began_at = before.as_ref().and_then(|settings| settings.get("began_at")?.as_i64());
     let began_at = began_at.unwrap_or_else(|| Moment::now().0);
     let rows = open(&args)?;
     for set in rows.sets() {
@@ -156,7 +158,9 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
     progress.note(&format!("model: {}", generator.name));
     refuse_all_without_template(&rows, &generator)?;
     let stop_tokens = args.sampling.stop_tokens(&generator)?;
-    let settings = settings(&args, &rows, &generator, &sampling, &stop_tokens, began_at)?;
+    let options = args.model.engine(&generator, before.as_ref());
+    let mut settings = settings(&args, &rows, &generator, &sampling, &stop_tokens, began_at)?;
+    settings.insert("cache_tokens".into(), options.cache_tokens.into());
     let mut sink = match output {
         None => Sink::Stdout,
         Some(path) if args.resume => Sink::File(ResultFile::resume(&path, &settings)?),
@@ -184,7 +188,7 @@ pub fn run(mut args: Args, context: &Context) -> anyhow::Result<()> {
         row: 0,
         top_logprobs: 0,
     };
-    let work = Work { args: &args, rows: &rows, generator: &generator, request };
+    let work = Work { args: &args, rows: &rows, generator: &generator, options, request };
     let mut told = Told::default();
     if let Sink::File(file) = &sink {
         told.failed = file.failures().len();
@@ -284,6 +288,7 @@ fn settings(
         stop: &args.sampling.stop,
         stop_tokens,
         seed: args.sampling.seed,
+        allow_special_text: generator.allow_special_text,
         began_at,
     };
     // By way of the text, numbers are what they will be when the file is read.
@@ -294,6 +299,7 @@ struct Work<'a> {
     args: &'a Args,
     rows: &'a Rows,
     generator: &'a Generator,
+    options: EngineOptions,
     request: Request,
 }
 
@@ -328,7 +334,6 @@ impl Work<'_> {
         told: &mut Told,
     ) -> anyhow::Result<()> {
         let interrupt = interrupt::on_ctrl_c()?;
-        let options = self.args.model.engine(self.generator);
         let began = Instant::now();
         let total = self.rows.len();
         progress.begin("generating", total, Unit::Rows);
@@ -336,8 +341,8 @@ impl Work<'_> {
         let reached = std::cell::Cell::new(first);
         let outcome = complete_rows(
             self.generator,
-            options,
-            (first..total).map(|row| self.ask(row, &options)),
+            self.options,
+            (first..total).map(|row| self.ask(row)),
             |asked, outcome| {
                 self.write(sink, asked, outcome, told)?;
                 reached.set(reached.get() + 1);
@@ -370,13 +375,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn ask(&self, row: u64, options: &EngineOptions) -> (Asked, halter_core::Result<Job>) {
+    fn ask(&self, row: u64) -> (Asked, halter_core::Result<Job>) {
         let mut asked = Asked { row, id: None, prompt: Value::Null };
-        let job = self.job(&mut asked, options);
+        let job = self.job(&mut asked);
         (asked, job)
     }
 
-    fn job(&self, asked: &mut Asked, options: &EngineOptions) -> halter_core::Result<Job> {
+    fn job(&self, asked: &mut Asked) -> halter_core::Result<Job> {
         let Some((set, row)) = self.rows.find(asked.row) else {
             return Err(Error::data(format!("no row `{}`", asked.row)));
         };
@@ -387,9 +392,10 @@ impl Work<'_> {
             .generator
             .record_prompt(&record)
             .map_err(|error| error.at(&*origin.path, origin.line))?;
+        let is_text = matches!(prompt, Turn::Text(_));
         asked.prompt = as_json(prompt);
         let request = Request { row: asked.row, ..self.request.clone() };
-        job(self.generator, options, ids, &self.args.sampling, &request)
+        job(self.generator, &self.options, ids, is_text, &self.args.sampling, &request)
             .map_err(|error| error.at(&*origin.path, origin.line))
     }
 

@@ -190,6 +190,34 @@ fn killed_again_and_again_it_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn a_small_cache_ends_completions_where_it_did_before() {
+    let place = Place::new();
+    let options =
+        "--data m.jsonl --max-new-tokens 200 --num-completions 2 --temperature 2".split(' ');
+    let options: Vec<&str> = options.collect();
+    let run = |more: &[&str]| halter_in(place.root(), &[MODEL, &options, more].concat());
+    assert!(run(&["--output", "whole.jsonl", "--cache-tokens", "64"]).status.success());
+    let whole = place.text("whole.jsonl");
+    assert!(whole.contains("\"finish_reason\":\"length\",\"num_tokens\":2"), "{whole}");
+    for (cut, line) in whole.match_indices('\n').skip(3).step_by(4) {
+        place.write("cut.jsonl", &whole[..cut + line.len()]);
+        let settings = [place.path("whole.jsonl"), place.path("cut.jsonl")]
+            .map(|path| path.with_extension("jsonl.settings.json"));
+        fs::copy(&settings[0], &settings[1]).unwrap();
+        let output = run(&["--output", "cut.jsonl", "--resume"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(place.text("cut.jsonl"), whole);
+    }
+    for (more, told) in [
+        (&["--cache-tokens", "96"][..], "`cache_tokens` is `96`, but the output began with `64`"),
+        (&["--allow-special-text"], "`allow_special_text` is `true`, but the output began with"),
+    ] {
+        let output = run(&[&["--output", "cut.jsonl", "--resume"], more].concat());
+        assert!(text(&output.stderr).contains(told), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_told_and_resumed_from() {
     let place = Place::new();
