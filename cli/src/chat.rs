@@ -76,7 +76,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling(0.7)?;
     let generator = args.model.open(None)?;
     progress.note(&format!("model: {} (/help lists commands)", generator.name));
-    let options = args.model.engine(&generator);
+    let options = args.model.engine(&generator, None);
     let request = Request {
         id: 0,
         prompt: Vec::new(),
@@ -158,9 +158,20 @@ impl Chat<'_> {
         // Other answers to the same question follow from other rows.
         self.request.row = self.request.id - 1;
         let sampling = &self.args.sampling;
-        let job = job(self.generator, &self.options, prompt, sampling, &self.request)?;
+        let job = job(self.generator, &self.options, prompt, false, sampling, &self.request)?;
         self.session.submit(job)?;
-        self.stop.answering.store(true, Ordering::SeqCst);
+        let answering = self.stop.answering();
+        let answer = self.show();
+        drop(answering);
+        if answer.is_err() {
+            // What it was in the middle of is not known.
+            self.session = Session::new(self.generator, self.options);
+        }
+        answer
+    }
+
+    /// Writes what has been submitted as it comes.
+    fn show(&mut self) -> anyhow::Result<String> {
         let mut answer = String::new();
         let mut out = std::io::stdout().lock();
         while !self.session.is_idle() {
@@ -173,17 +184,41 @@ impl Chat<'_> {
                 self.session.cancel(self.request.id);
             }
         }
-        self.stop.answering.store(false, Ordering::SeqCst);
         writeln!(out)?;
         out.flush()?;
         Ok(answer)
     }
 }
 
+/// What Ctrl-C means, and whether it was pressed.
 #[derive(Debug, Default)]
 struct Stop {
     answering: AtomicBool,
     pressed: AtomicBool,
+}
+
+/// While it is there, Ctrl-C ends the answer alone.
+struct Answering(Arc<Stop>);
+
+impl Stop {
+    fn answering(self: &Arc<Self>) -> Answering {
+        self.pressed.store(false, Ordering::SeqCst);
+        self.answering.store(true, Ordering::SeqCst);
+        Answering(Arc::clone(self))
+    }
+
+    /// Ctrl-C; whether it ends the program.
+    fn press(&self) -> bool {
+        let is_second = self.pressed.swap(true, Ordering::SeqCst);
+        is_second || !self.answering.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answering.store(false, Ordering::SeqCst);
+        self.0.pressed.store(false, Ordering::SeqCst);
+    }
 }
 
 /// Ctrl-C ends an answer, or the program where there is none.
@@ -191,8 +226,7 @@ fn stop_on_ctrl_c() -> anyhow::Result<Arc<Stop>> {
     let stop = Arc::new(Stop::default());
     let shared = Arc::clone(&stop);
     ctrlc::set_handler(move || {
-        let is_second = shared.pressed.swap(true, Ordering::SeqCst);
-        if is_second || !shared.answering.load(Ordering::SeqCst) {
+        if shared.press() {
             std::process::exit(INTERRUPTED);
         }
     })
@@ -203,6 +237,20 @@ fn stop_on_ctrl_c() -> anyhow::Result<Arc<Stop>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ctrl_c_ends_the_answer_that_is_given_and_no_other() {
+        let stop = Arc::new(Stop::default());
+        let answer = || -> Result<(), ()> {
+            let _answering = stop.answering();
+            assert!(!stop.pressed.load(Ordering::SeqCst), "the answer before was ended");
+            assert!(!stop.press());
+            assert!(stop.press(), "the second one ends the program");
+            Err(())
+        };
+        assert!(answer().is_err() && answer().is_err());
+        assert!(stop.press(), "there is no answer to end");
+    }
 
     #[test]
     fn lines_that_begin_with_a_slash_are_commands() {
