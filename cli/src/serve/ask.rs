@@ -74,6 +74,7 @@ struct Shared {
     max_tokens: Option<usize>,
     /// Where the request does not say; what the context leaves limits it.
     default_tokens: usize,
+    is_text: bool,
 }
 
 impl Server<'_> {
@@ -105,6 +106,7 @@ impl Server<'_> {
         let ids = ids.map_err(|error| Fault::of("messages", &error))?;
         shared.max_tokens = newer.or(shared.max_tokens);
         shared.default_tokens = self.max_new_tokens.unwrap_or(usize::MAX);
+        shared.is_text = false;
         shared.request.top_logprobs = logprobs.unwrap_or(0);
         let style = shared.style(true, logprobs);
         Ok(Ask { jobs: vec![self.job(&shared, ids, 0, "messages")?], style })
@@ -192,6 +194,7 @@ impl Server<'_> {
             token_ids: fields.flag("return_tokens_as_token_ids")?,
             max_tokens: fields.count("max_tokens", least_tokens..=usize::MAX)?,
             default_tokens: TEXT_TOKENS,
+            is_text: true,
         })
     }
 
@@ -249,8 +252,8 @@ impl Server<'_> {
     ) -> Result<Job, Fault> {
         let too_long = |message| Fault::field(param, message).code("context_length_exceeded");
         let max_new_tokens = match shared.max_tokens {
-            // Scored, not continued: the whole context may be full.
-            Some(0) if prompt.len() <= self.generator.context_len() => 0,
+            // Scored, not continued: all that is held may be full.
+            Some(0) if prompt.len() <= self.generator.longest(&self.options) => 0,
             wanted => {
                 let room = self.generator.room_after(prompt.len(), &self.options);
                 let room = room.map_err(|error| too_long(error.to_string()))?;
@@ -267,7 +270,7 @@ impl Server<'_> {
             }
         };
         let request = Request { prompt, max_new_tokens, row: row as u64, ..shared.request.clone() };
-        Ok(Job { request, stop: shared.stop.clone() })
+        Ok(Job { request, stop: shared.stop.clone(), is_text: shared.is_text })
     }
 }
 

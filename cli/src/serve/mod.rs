@@ -89,7 +89,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr()?;
     let generator = Arc::new(args.model.open(None)?);
-    let options = args.model.engine(&generator);
+    let options = args.model.engine(&generator, None);
     let name = args.model_name.clone().unwrap_or_else(|| generator.name.clone());
     let (tasks, received) = mpsc::channel();
     let app = Arc::new(App {

@@ -46,11 +46,11 @@ impl Reply {
                     "finish_reason": finish,
                 });
             }
-            let (echo, before) = self.echo(index, scores);
+            let (echo, before, mut offset) = self.echo(index, scores);
             json!({
                 "index": index,
                 "text": format!("{echo}{}", completion.text),
-                "logprobs": self.text_logprobs(before.into_iter().chain(told), &mut 0),
+                "logprobs": self.text_logprobs(before.into_iter().chain(told), &mut offset),
                 "finish_reason": finish,
             })
         });
@@ -62,13 +62,20 @@ impl Reply {
         answer.into()
     }
 
-    /// What stands before a completion where the prompt is to be repeated.
-    fn echo<'a>(&'a self, index: usize, scores: &'a [Vec<TokenScore>]) -> (&'a str, Vec<Told<'a>>) {
+    /// What stands before a completion where the prompt is to be repeated, and where its first token
+    /// begins: before the text, if the tokenizer put something there, such as BOS.
+    fn echo<'a>(
+        &'a self,
+        index: usize,
+        scores: &'a [Vec<TokenScore>],
+    ) -> (&'a str, Vec<Told<'a>>, isize) {
         let prompt = index / self.completions;
-        let Some(texts) = &self.style.echo else { return ("", Vec::new()) };
+        let Some(texts) = &self.style.echo else { return ("", Vec::new(), 0) };
+        let (text, tokens) = (&texts[prompt], &self.prompts[prompt]);
+        let more = self.form().characters(tokens).saturating_sub(text.chars().count());
         let scores = scores[prompt].iter().map(|score| Some((score.logprob, &score.top[..])));
-        let told = self.prompts[prompt].iter().copied().zip(std::iter::once(None).chain(scores));
-        (&texts[prompt], told.collect())
+        let told = tokens.iter().copied().zip(std::iter::once(None).chain(scores));
+        (text, told.collect(), -more.cast_signed())
     }
 
     fn object(&self, kind: &str, choices: Vec<Value>) -> Map<String, Value> {
@@ -99,7 +106,7 @@ impl Reply {
     fn text_logprobs<'a>(
         &self,
         told: impl IntoIterator<Item = Told<'a>>,
-        offset: &mut usize,
+        offset: &mut isize,
     ) -> Value {
         self.style.logprobs.map_or(Value::Null, |_| self.form().text(told, offset))
     }
@@ -113,7 +120,7 @@ impl Reply {
 pub struct Chunks {
     reply: Reply,
     /// For each choice whether it has begun, and how many characters its tokens have.
-    begun: Vec<(bool, usize)>,
+    begun: Vec<(bool, isize)>,
     tokens: usize,
 }
 
@@ -164,8 +171,7 @@ impl Chunks {
         if self.reply.style.echo.is_none() {
             return Vec::new();
         }
-        let (text, before) = self.reply.echo(index, scores);
-        let mut offset = 0;
+        let (text, before, mut offset) = self.reply.echo(index, scores);
         let logprobs = self.reply.text_logprobs(before, &mut offset);
         let chunk = self.text(index, text, logprobs, None);
         self.begun[index].1 = offset;

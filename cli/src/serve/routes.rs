@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -21,13 +20,16 @@ use halter_core::generate::engine::EngineOptions;
 use halter_core::generate::score::TokenScore;
 use halter_core::generate::session::{Completion, Update};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ask::{Ask, Server};
 use super::fault::Fault;
 use super::reply::{Chunks, Reply};
 use super::worker::{Answer, Task};
+
+/// How long a request may take to come.
+const BODY: Duration = Duration::from_secs(60);
 
 /// What every request is given.
 pub struct App {
@@ -108,39 +110,33 @@ async fn model(
     Err(Fault::new(StatusCode::NOT_FOUND, message).code("model_not_found"))
 }
 
-async fn chat(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Fault> {
-    answer(app, &headers, body, |server, body| server.chat(body)).await
+async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, Fault> {
+    answer(app, request, |server, body| server.chat(body)).await
 }
 
-async fn completions(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Fault> {
-    answer(app, &headers, body, |server, body| server.completions(body)).await
+async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, Fault> {
+    answer(app, request, |server, body| server.completions(body)).await
 }
 
 /// From a body to its answer. Dropped, it cancels what it asked for.
 async fn answer(
     app: Arc<App>,
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
     read: fn(&Server, &[u8]) -> Result<Ask, Fault>,
 ) -> Result<Response, Fault> {
-    let body = body.map_err(|refused| Fault::new(refused.status(), refused.body_text()))?;
+    let headers = request.headers();
     // A page in a browser may send other types to any address without asking.
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if !kind.is_some_and(|kind| kind.starts_with("application/json")) {
         let message = "expected the header `content-type: application/json`";
         return Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
+    // Before the body is read, which takes memory, until the answer has been sent, which does too.
     let place = Arc::clone(&app.places).try_acquire_owned().map_err(|_| {
         Fault::new(StatusCode::TOO_MANY_REQUESTS, "too many requests are under way")
     })?;
+    let place = Arc::new(place);
+    let body = body(request).await?;
     let shared = Arc::clone(&app);
     let read = tokio::task::spawn_blocking(move || {
         let server = Server {
@@ -170,7 +166,8 @@ async fn answer(
     let scored = if score.is_some() { jobs.len() } else { 0 };
     let scores = vec![Vec::new(); jobs.len()];
     let (answers, heard) = unbounded_channel();
-    let heard = Answers { heard, left: finishes + scored, scores };
+    let _place = Arc::clone(&place);
+    let heard = Answers { heard, left: finishes + scored, scores, _place };
     if app.tasks.send(Task { jobs, score, answers, place }).is_err() {
         return Err(Fault::shutting_down());
     }
@@ -180,6 +177,13 @@ async fn answer(
     }
 }
 
+/// The whole body. Who is slow to send it leaves the place to others.
+async fn body(request: Request) -> Result<Bytes, Fault> {
+    let body = tokio::time::timeout(BODY, Bytes::from_request(request, &()));
+    let late = |_| Fault::new(StatusCode::REQUEST_TIMEOUT, "the request did not come in time");
+    body.await.map_err(late)?.map_err(|refused| Fault::new(refused.status(), refused.body_text()))
+}
+
 /// What the worker sends for one request.
 struct Answers {
     heard: UnboundedReceiver<Answer>,
@@ -187,6 +191,8 @@ struct Answers {
     left: usize,
     /// Scores of each prompt, where they were asked for.
     scores: Vec<Vec<TokenScore>>,
+    /// What was sent and not yet read is held: the place is taken until then.
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Answers {

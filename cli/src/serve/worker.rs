@@ -1,6 +1,6 @@
 //! The thread that owns the engine: takes requests, steps, and hands tokens to those who asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use halter_core::generate::Generator;
 use halter_core::generate::engine::EngineOptions;
-use halter_core::generate::score::TokenScore;
+use halter_core::generate::score::{Scoring, TokenScore};
 use halter_core::generate::session::{Job, Session, Update};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
@@ -26,7 +26,7 @@ pub struct Task {
     /// Where answers go; who no longer listens has cancelled.
     pub answers: UnboundedSender<Answer>,
     /// The place that the request has among those taken on.
-    pub place: OwnedSemaphorePermit,
+    pub place: Arc<OwnedSemaphorePermit>,
 }
 
 /// Something for one who asked.
@@ -49,6 +49,15 @@ struct Open {
     _place: Arc<OwnedSemaphorePermit>,
 }
 
+/// A prompt that is to be scored before it is completed.
+struct Scored<'g> {
+    job: Job,
+    open: Open,
+    top: usize,
+    /// What was computed so far.
+    scoring: Option<Scoring<'g>>,
+}
+
 /// Works until nobody can ask any more, or `abort` is set.
 pub fn work(
     generator: &Generator,
@@ -61,7 +70,7 @@ pub fn work(
         if abort.load(Ordering::SeqCst) {
             return worker.fail(&Fault::shutting_down());
         }
-        if worker.open.is_empty() {
+        if worker.open.is_empty() && worker.scored.is_empty() {
             match tasks.recv_timeout(IDLE) {
                 Ok(task) => worker.begin(task),
                 Err(RecvTimeoutError::Timeout) => continue,
@@ -72,6 +81,7 @@ pub fn work(
             worker.begin(task);
         }
         worker.cancel_unheard();
+        worker.score();
         worker.step();
     }
 }
@@ -81,49 +91,58 @@ struct Worker<'g> {
     options: EngineOptions,
     session: Session<'g>,
     open: BTreeMap<u64, Open>,
+    /// In the order in which they came: the first one is scored between steps.
+    scored: VecDeque<Scored<'g>>,
     next: u64,
 }
 
 impl<'g> Worker<'g> {
     fn new(generator: &'g Generator, options: EngineOptions) -> Self {
         let session = Session::new(generator, options);
-        Self { generator, options, session, open: BTreeMap::new(), next: 0 }
+        let (open, scored) = (BTreeMap::new(), VecDeque::new());
+        Self { generator, options, session, open, scored, next: 0 }
     }
 
     fn begin(&mut self, task: Task) {
-        let place = Arc::new(task.place);
-        for (prompt, mut job) in task.jobs.into_iter().enumerate() {
-            if task.answers.is_closed() {
-                return;
-            }
-            if let Some(top) = task.score {
-                let scored = self.generator.score(&job.request.prompt, top);
-                let answer = match scored {
-                    Ok(scores) => Answer::Scores { prompt, scores },
-                    Err(error) => Answer::Failed(Fault::of("prompt", &error)),
-                };
-                // Who no longer listens is noticed below.
-                let _ = task.answers.send(answer);
-            }
-            if job.request.max_new_tokens == 0 {
-                continue;
-            }
-            job.request.id = self.next;
-            self.next += 1;
-            let (id, left) = (job.request.id, job.request.completions);
-            match self.session.submit(job) {
-                Ok(()) => {
-                    let (answers, _place) = (task.answers.clone(), Arc::clone(&place));
-                    self.open.insert(id, Open { prompt, answers, left, _place });
-                }
-                Err(error) => {
-                    let _ = task.answers.send(Answer::Failed(Fault::of("prompt", &error)));
-                }
+        for (prompt, job) in task.jobs.into_iter().enumerate() {
+            let (answers, _place) = (task.answers.clone(), Arc::clone(&task.place));
+            let open = Open { prompt, answers, left: job.request.completions, _place };
+            match task.score {
+                Some(top) => self.scored.push_back(Scored { job, open, top, scoring: None }),
+                None => self.submit(job, open),
             }
         }
     }
 
+    fn submit(&mut self, mut job: Job, open: Open) {
+        if job.request.max_new_tokens == 0 {
+            return;
+        }
+        job.request.id = self.next;
+        match self.session.submit(job) {
+            Ok(()) => _ = self.open.insert(self.next, open),
+            Err(error) => open.fail(Fault::of("prompt", &error)),
+        }
+        self.next += 1;
+    }
+
+    /// Scores some tokens of the first prompt that waits for it.
+    fn score(&mut self) {
+        let Some(mut first) = self.scored.pop_front() else { return };
+        match first.step(self.generator) {
+            Ok(None) => self.scored.push_front(first),
+            Ok(Some(scores)) => {
+                let answer = Answer::Scores { prompt: first.open.prompt, scores };
+                // Who no longer listens is noticed before the next step.
+                let _ = first.open.answers.send(answer);
+                self.submit(first.job, first.open);
+            }
+            Err(error) => first.open.fail(Fault::of("prompt", &error)),
+        }
+    }
+
     fn cancel_unheard(&mut self) {
+        self.scored.retain(|scored| !scored.open.answers.is_closed());
         let session = &mut self.session;
         self.open.retain(|&id, open| {
             let is_heard = !open.answers.is_closed();
@@ -150,20 +169,42 @@ impl<'g> Worker<'g> {
             let id = update.event.request;
             let Some(open) = self.open.get_mut(&id) else { continue };
             open.left -= usize::from(update.event.finish.is_some());
-            let is_last = open.left == 0;
-            let answer = Answer::Update { prompt: open.prompt, update };
-            // Who no longer listens is noticed before the next step.
-            let _ = open.answers.send(answer);
-            if is_last {
+            let (answers, answer) =
+                (open.answers.clone(), Answer::Update { prompt: open.prompt, update });
+            if open.left == 0 {
+                // Its place is free before anybody knows that it has ended.
                 self.open.remove(&id);
             }
+            // Who no longer listens is noticed before the next step.
+            let _ = answers.send(answer);
         }
     }
 
     /// Tells all that nothing more comes.
     fn fail(&mut self, fault: &Fault) {
-        for open in std::mem::take(&mut self.open).into_values() {
-            let _ = open.answers.send(Answer::Failed(fault.clone()));
+        let scored = std::mem::take(&mut self.scored).into_iter().map(|scored| scored.open);
+        for open in std::mem::take(&mut self.open).into_values().chain(scored) {
+            open.fail(fault.clone());
         }
+    }
+}
+
+impl Open {
+    fn fail(self, fault: Fault) {
+        let _ = self.answers.send(Answer::Failed(fault));
+    }
+}
+
+impl<'g> Scored<'g> {
+    /// Scores some more tokens; all scores when these were the last.
+    fn step(&mut self, generator: &'g Generator) -> halter_core::Result<Option<Vec<TokenScore>>> {
+        let scoring = match &mut self.scoring {
+            Some(scoring) => scoring,
+            none => {
+                let tokens = self.job.request.prompt.clone();
+                none.insert(Scoring::new(&generator.model, tokens, self.top)?)
+            }
+        };
+        Ok(scoring.step()?.then(|| std::mem::take(&mut scoring.scores)))
     }
 }

@@ -1,6 +1,8 @@
 //! `halter serve`, through a plain HTTP client.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test whose preparation fails has failed")]
 
+mod limits;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::{Read, Write};
@@ -291,6 +293,51 @@ fn log_probs_of_a_prompt_are_those_it_was_generated_with() {
 }
 
 #[test]
+fn offsets_are_those_of_the_text_although_the_tokenizer_adds_to_it() {
+    let place = Place::new();
+    support::write_model(place.root());
+    let mut tokenizer: Value = serde_json::from_slice(&place.read("model/tokenizer.json")).unwrap();
+    let bos = &tokenizer["added_tokens"][0];
+    let (name, id) = (bos["content"].clone(), bos["id"].clone());
+    let single = json!([
+        { "SpecialToken": { "id": name, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
+    ]);
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": single, "pair": single,
+        "special_tokens": { name.as_str().unwrap(): { "id": name, "ids": [id], "tokens": [name] } },
+    });
+    place.write("model/tokenizer.json", tokenizer.to_string());
+    let server = Server { served: Served::start(&place, "model", &[]), _place: place };
+    let told = |prompt: Value| {
+        let body = json!({
+            "model": "model", "prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 1,
+        });
+        let chunks = server.stream(TEXT, &body);
+        let answer = server.good(TEXT, &body)["choices"][0].clone();
+        assert_eq!(joined(&chunks, 1)[0].0, answer["text"]);
+        let list = |key: &str| answer["logprobs"][key].as_array().unwrap().clone();
+        let offsets = list("text_offset").iter().map(|x| x.as_u64().unwrap() as usize).collect();
+        (answer["text"].as_str().unwrap().to_string(), list("tokens"), offsets)
+    };
+    for prompt in ["Tom has 3 🦙🦙 and", "x"] {
+        let (text, tokens, offsets): (_, _, Vec<usize>) = told(prompt.into());
+        assert_eq!((&tokens[0], offsets[0], offsets[1]), (&name, 0, 0), "BOS was added");
+        assert_eq!(offsets[tokens.len() - 1], prompt.chars().count(), "the completion's first");
+        // Parts of a character show none.
+        let of_prompt = tokens.iter().zip(&offsets).take(tokens.len() - 1).skip(1);
+        for (token, &at) in of_prompt.filter(|(token, _)| !token.to_string().contains('\u{fffd}')) {
+            let token = token.as_str().unwrap();
+            let rest: String = text.chars().skip(at).collect();
+            assert!(rest.starts_with(token), "{token:?} at {at} of {text:?}");
+        }
+    }
+    let (text, _, offsets) = told(json!([id, 70, 71]));
+    let bos = name.as_str().unwrap();
+    assert!(text.starts_with(bos));
+    assert_eq!(offsets[..2], [0, bos.chars().count()], "the client's own is shown");
+}
+
+#[test]
 fn wrong_requests_are_refused_with_the_field_at_fault() {
     let server = Server::start(&["--max-request-bytes", "5000"]);
     let mut told = String::new();
@@ -384,65 +431,6 @@ fn a_key_is_asked_for() {
     assert_eq!(status("authorization: Bearer wrong\r\n"), 401);
     assert_eq!(status("authorization: secret\r\n"), 401);
     assert_eq!(status("authorization: Bearer secret\r\n"), 200);
-}
-
-/// Takes long.
-fn long() -> Value {
-    text(json!({ "n": 128, "max_tokens": 480, "stream": true, "stop_token_ids": [] }))
-}
-
-fn begin(server: &Server) -> TcpStream {
-    let body = long().to_string();
-    let mut stream = server.send("POST", TEXT, "content-type: application/json\r\n", &body);
-    let mut bytes = [0; 2000];
-    stream.read_exact(&mut bytes).unwrap();
-    assert!(String::from_utf8_lossy(&bytes).contains("data: {"), "the answer has begun");
-    stream
-}
-
-#[test]
-fn a_full_server_says_so_and_who_leaves_makes_room() {
-    let server = Server::start(&["--max-requests", "1", "--batch-size", "128"]);
-    let stream = begin(&server);
-    let refused = server.post(CHAT, &chat(json!({})));
-    assert_eq!(refused.status, 429, "{}", refused.body);
-    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
-    assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
-    let left = Instant::now();
-    drop(stream);
-    while server.post(CHAT, &chat(json!({ "max_tokens": 1 }))).status == 429 {
-        assert!(left.elapsed() < Duration::from_secs(10), "what nobody hears goes on");
-        thread::sleep(Duration::from_millis(10));
-    }
-    // One that waits for its whole answer leaves as well.
-    let mut body = long();
-    body["stream"] = false.into();
-    let waits = server.send("POST", TEXT, "content-type: application/json\r\n", &body.to_string());
-    let began = Instant::now();
-    while server.post(CHAT, &chat(json!({ "max_tokens": 1 }))).status != 429 {
-        assert!(began.elapsed() < Duration::from_secs(10), "it was not begun");
-    }
-    drop(waits);
-    let left = Instant::now();
-    while server.post(CHAT, &chat(json!({ "max_tokens": 1 }))).status == 429 {
-        assert!(left.elapsed() < Duration::from_secs(10), "what nobody hears goes on");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-#[test]
-fn a_server_that_ends_gives_its_answers_or_says_that_it_does_not() {
-    for (seconds, is_whole) in [("60", true), ("0", false)] {
-        let mut server = Server::start(&["--shutdown-seconds", seconds, "--batch-size", "128"]);
-        let mut stream = begin(&server);
-        server.signal("-TERM");
-        let mut rest = String::new();
-        stream.read_to_string(&mut rest).unwrap();
-        assert!(rest.contains("data: [DONE]"), "{}", &rest[rest.len() - 200..]);
-        assert_eq!(!is_whole, rest.contains("the server is shutting down"));
-        assert_eq!(server.served.child.wait().unwrap().code(), Some(0));
-        assert!(TcpStream::connect(&server.served.address).is_err());
-    }
 }
 
 #[test]
