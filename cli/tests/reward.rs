@@ -77,6 +77,19 @@ fn a_run_leaves_a_classifier_of_one_label_that_another_run_goes_on_from() {
     let output = halter_in(dir.path(), &["dpo", "--model", "first", "--data", "pairs.jsonl"]);
     let told = text(&output.stderr);
     assert!(told.contains("the model is a reward model"), "{told}");
+    assert_no_tokens(dir.path(), "--model first");
+}
+
+/// What a reward model would say means nothing.
+#[track_caller]
+fn assert_no_tokens(dir: &Path, model: &str) {
+    for command in ["generate --data pairs.jsonl", "chat", "serve --port 0"] {
+        let arguments: Vec<&str> = command.split(' ').chain(model.split(' ')).collect();
+        let output = halter_in(dir, &arguments);
+        let told = text(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{told}");
+        assert!(told.contains("the model is a reward model, which says nothing"), "{told}");
+    }
 }
 
 /// What a run leaves, less what depends on the clock.
@@ -155,6 +168,7 @@ fn an_adapter_has_the_value_head_and_merges_to_a_reward_model() {
     let dir = prepared();
     reward(dir.path(), "--model bundled --output lora --lora-rank 2 --max-steps 2 --batch-size 2");
     let config = read(&dir.path().join("lora/adapter_config.json"));
+    assert_no_tokens(dir.path(), "--model bundled --adapter lora");
     assert_eq!(
         (&config["task_type"], &config["modules_to_save"]),
         (&json!("SEQ_CLS"), &json!(["score"]))
