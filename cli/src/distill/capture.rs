@@ -14,6 +14,7 @@ use halter_distill::capture::{
     CaptureOptions, EndpointOptions, PromptAs, capture, capture_endpoint, failed_path,
 };
 
+use crate::align::predict::{Reading, Work, tokens_of};
 use crate::data::{Rows, word};
 use crate::{Context, interrupt, progress};
 
@@ -124,6 +125,27 @@ fn read_teacher(path: &Path) -> Result<TeacherConfig, Error> {
     })
 }
 
+impl Args {
+    /// What the model will read; `None` where a server does.
+    pub fn work(&self) -> anyhow::Result<Option<Work>> {
+        let source = self.rows.source();
+        let (Some(model), None) = (source.model, self.endpoint.teacher()?) else {
+            return Ok(None);
+        };
+        let mut tokens = 0;
+        for (_, set) in self.rows.open()? {
+            tokens += tokens_of(&set)?;
+        }
+        Ok(Some(Work::Read(Reading {
+            models: vec![model],
+            tokens,
+            together: self.microbatch_tokens,
+            ceiling: self.memory_ceiling,
+            kept: 4 * self.top_k + 4,
+        })))
+    }
+}
+
 /// A number of bytes: `300MB`, `1.5GB`, `2GiB`.
 fn bytes(text: &str) -> Result<usize, String> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -203,8 +225,11 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         ));
     }
     if let (Some(ceiling), Some(peak)) = (args.memory_ceiling, peak_memory()) {
-        let (peak, ceiling) = (gigabytes(peak), gigabytes(ceiling));
-        progress.note(&format!("memory: at most {peak} under a ceiling of {ceiling}"));
+        let (held, allowed) = (gigabytes(peak), gigabytes(ceiling));
+        progress.note(&match peak <= ceiling {
+            true => format!("memory: at most {held} under a ceiling of {allowed}"),
+            false => format!("memory: {held}, above the ceiling of {allowed}"),
+        });
     }
     if let Some(told) = found.told_per_position {
         progress.note(&format!("{told:.1} tokens told apart at a position"));

@@ -24,7 +24,7 @@ pub fn layered_tokens(
     let held = |params: Vec<&Param>| params.into_iter().map(Param::passing_bytes).sum::<usize>();
     let block = model.blocks.iter().map(|block| held(block.params())).max().unwrap_or(0);
     let blocks = block + 4 * microbatch_tokens * Width::of(config).forward;
-    let head = model.head().passing_bytes() + 4 * logit_rows * config.vocab_size;
+    let head = 4 * (model.head().elem_count() + logit_rows * config.vocab_size);
     let fixed = resident_memory().unwrap_or(PROCESS_BYTES) + blocks.max(head);
     // The stream, and a block's output or what is left of it behind the norm.
     let per_token = 2 * 4 * config.hidden_size;

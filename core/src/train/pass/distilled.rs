@@ -11,7 +11,6 @@ use crate::memory::Buffer;
 use crate::model::Decoder;
 use crate::model::linear::PassMode;
 use crate::model::param::{Grads, Value, Widened};
-use crate::model::weights::StoredKind;
 use crate::ops::divergence::{self, Charge, Comparison, Distance, TeacherRows};
 use crate::ops::logps::{self, Gradients};
 use crate::ops::{linear, on_a_worker, slices};
@@ -114,7 +113,7 @@ impl Decoder {
         let head = self.head();
         match head.value() {
             // It stays in its file: no more of it than that.
-            Value::Stored(stored) if stored.kind() == StoredKind::F32 && self.device().is_cpu() => {
+            Value::Stored(stored) if self.device().is_cpu() => {
                 let copy = self.ctx.pool().take(stored.shape())?;
                 slices::write(&copy, |out| stored.read_passing(out))??;
                 Ok(Widened::Copy(copy))
