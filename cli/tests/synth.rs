@@ -1,14 +1,20 @@
-//! `halter synth`: the same rows whatever stopped the run, and nothing made twice.
-#![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
+//! `halter synth`: the same rows whatever stopped the run, and nothing made or asked twice.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test whose preparation fails has failed")]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use support::{Place, command, failures, halter_in, killed_until_done, root, text, told};
+use halter_testkit::faults::{Asked, FaultServer, Reply, answer_to, drawn};
+use serde_json::{Value, json};
+use support::{Place, Served, TINY, command, failures, halter_in, killed_until_done, lines};
+use support::{root, text, told};
 
 const PIPELINE: &str = r#"seed = 3
 
@@ -146,4 +152,198 @@ fn what_cannot_be_run_is_refused_with_its_line() {
     commands.push("synth pipeline.toml --from right --until problems".into());
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     insta::assert_snapshot!("synth_failures", failures(place.root(), &commands));
+}
+
+/// Rows of a file.
+fn values(place: &Place, name: &str) -> Vec<Value> {
+    place.text(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[track_caller]
+fn done(place: &Place, arguments: &[&str]) -> String {
+    let output = halter_in(place.root(), arguments);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    stderr
+}
+
+#[test]
+fn a_server_answers_as_its_model_does_in_this_process() {
+    let place = Place::new();
+    place.done(
+        &[TINY, &["--output", "base", "--max-steps", "30", "--learning-rate", "1e-2"]].concat(),
+    );
+    let served = Served::start(&place, "base", &[]);
+    let server =
+        format!("model = 'base'\nendpoints = [{{ url = 'http://{}/v1' }}]", served.address);
+    let said = |name: &str, teacher: &str| {
+        let steps = "[[step]]\nkind = 'rows'\ninput = 'm.jsonl'\n[[step]]\nkind = 'answer'\n\
+                     temperature = 0.0\nmax_new_tokens = 12\nstop = ['.']";
+        place.write(&format!("{name}.toml"), format!("[teachers.big]\n{teacher}\n{steps}"));
+        done(&place, &["synth", &format!("{name}.toml"), "--output", name]);
+        let rows = values(&place, &format!("{name}/rows.jsonl")).into_iter();
+        let removed = values(&place, &format!("{name}/02-answer.removed.jsonl")).into_iter();
+        let rows: Vec<Value> = rows.map(|row| row["messages"].clone()).collect();
+        (rows, removed.map(|row| json!([row["reason"], row["detail"]])).collect::<Vec<_>>())
+    };
+    let (rows, removed) = said("over-http", &server);
+    assert_eq!(rows.len() + removed.len(), 12, "{removed:?}");
+    assert!(removed.iter().all(|row| row[0] != "no answer"), "{removed:?}");
+    assert_eq!((rows, removed), said("here", "local = 'base'"));
+}
+
+/// A pipeline that asks a server about `count` questions, and twice in as many dialogues: what would be
+/// a user's next question repeats the prompt, and with it what ends the dialogue.
+fn asking(place: &Place, server: &FaultServer, count: usize) {
+    let question = |n| json!({"question": format!("question {n}"), "answer": n});
+    place.write("questions.jsonl", lines((0..count).map(question)));
+    place.write("hellos.jsonl", lines((0..count).map(|n| json!({"prompt": format!("hello {n}")}))));
+    let pipeline = format!(
+        "[teachers.big]\nmodel = 'big'\n[[teachers.big.endpoints]]\nurl = '{}'\nconcurrency = 4\n\
+         backoff_seconds = 0.001\nretries = 10\n[[step]]\nkind = 'answer'\ninput = 'questions.jsonl'\n\
+         [[step]]\nkind = 'dialogue'\ninput = 'hellos.jsonl'\nturns = 2\n",
+        server.url
+    );
+    place.write("pipeline.toml", pipeline);
+}
+
+fn has_answer(reply: &Reply) -> bool {
+    match reply {
+        Reply::Answer => true,
+        Reply::After(_, then) => has_answer(then),
+        _ => false,
+    }
+}
+
+/// How often each question was answered.
+type Answered = Arc<Mutex<BTreeMap<String, usize>>>;
+
+fn counting(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> (FaultServer, Answered) {
+    let answered = Answered::default();
+    let counted = Arc::clone(&answered);
+    let server = FaultServer::start(move |asked| {
+        let reply = script(asked);
+        if has_answer(&reply) {
+            *counted.lock().unwrap().entry(asked.question.clone()).or_default() += 1;
+        }
+        reply
+    });
+    (server, answered)
+}
+
+#[test]
+fn every_question_to_a_failing_server_is_answered_once_or_listed_and_asked_again() {
+    let place = Place::new();
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let mended = Arc::clone(&is_mended);
+    let (server, answered) = counting(move |asked| match asked.question.as_str() {
+        "question 3" => Reply::Status("400 Bad Request", vec![], "not this one".into()),
+        "question 5" if !mended.load(Ordering::SeqCst) => {
+            Reply::status("500 Internal Server Error")
+        }
+        _ => drawn(1, 0.4, asked),
+    });
+    asking(&place, &server, 20);
+    let run = ["synth", "pipeline.toml", "--output", "out", "--json"];
+    let said = done(&place, &run);
+    assert!(
+        said.contains("answer: 1 question without an answer; the same command asks again"),
+        "{said}"
+    );
+    let removed = values(&place, "out/01-answer.removed.jsonl");
+    let told: Vec<String> = removed.iter().map(|row| row["detail"].to_string()).collect();
+    assert!(
+        told.len() == 2 && told[0].contains("not this one") && told[1].contains("500"),
+        "{told:?}"
+    );
+    assert_eq!(values(&place, "out/01-answer.jsonl").len(), 18);
+    for row in values(&place, "out/01-answer.jsonl") {
+        let asked = row["messages"][0]["content"].as_str().unwrap();
+        assert_eq!(row["messages"][1]["content"], answer_to(asked));
+    }
+    is_mended.store(true, Ordering::SeqCst);
+    let before = answered.lock().unwrap().clone();
+    assert!(before.len() == 18 + 40 && before.values().all(|&times| times == 1), "{before:?}");
+    assert!(!done(&place, &run).contains("without an answer"));
+    let after = answered.lock().unwrap().clone();
+    assert!(after.len() == 19 + 40 && after.values().all(|&times| times == 1), "{after:?}");
+    assert_eq!(values(&place, "out/01-answer.jsonl").len(), 19);
+    // Now nothing is left to ask.
+    let requests = server.requests();
+    done(&place, &run);
+    assert_eq!(server.requests(), requests);
+}
+
+#[test]
+fn a_run_against_a_server_that_is_killed_asks_nothing_twice() {
+    let place = Place::new();
+    let pause = Duration::from_millis(8);
+    let (server, answered) = counting(move |_| Reply::After(pause, Box::new(Reply::Answer)));
+    asking(&place, &server, 40);
+    let run = |output: &str| command(place.root(), &["synth", "pipeline.toml", "--output", output]);
+    let began = Instant::now();
+    assert!(run("whole").output().unwrap().status.success());
+    let taken = began.elapsed();
+    let wanted = rows(&place.path("whole"));
+    answered.lock().unwrap().clear();
+    let (mut kills, mut seed) = (0, 17);
+    for round in 0.. {
+        let output = format!("killed-{round}");
+        let now = killed_until_done(
+            &place,
+            &mut seed,
+            taken,
+            |stderr: Stdio| run(&output).stderr(stderr).spawn().unwrap(),
+            || {},
+        );
+        assert_eq!(rows(&place.path(&output)), wanted);
+        let all = std::mem::take(&mut *answered.lock().unwrap());
+        assert_eq!(all.len(), 120);
+        let twice: usize = all.values().map(|times| times - 1).sum();
+        assert!(
+            twice <= 4 * now,
+            "{twice} answers again, four on their way at each of {now} kills"
+        );
+        kills += now;
+        if kills >= 6 {
+            break;
+        }
+        assert!(round < 20, "only {kills} kills");
+    }
+}
+
+#[test]
+fn rows_of_any_columns_are_read_and_groups_may_have_any_name() {
+    let place = Place::new();
+    let row = |n: usize| json!({"question": n.to_string(), "answer": n, "topic": "questions"});
+    place.write("questions.jsonl", lines((0..3).map(row)));
+    place.write("personas.jsonl", "{\"persona\": \"a nurse\"}\n{\"tools\": []}\n");
+    let input = "[[step]]\nkind = 'rows'\ninput = ['questions.jsonl', 'personas.jsonl']\n";
+    place.write("pipeline.toml", format!("{input}[[step]]\nkind = 'balance'\n"));
+    done(&place, &["synth", "pipeline.toml", "--output", "out"]);
+    let rows = values(&place, "out/rows.jsonl");
+    assert_eq!(rows.len(), 4, "two without a topic, and as many with one");
+    assert!(place.text("out/report.html").contains("<dt>groups</dt>"));
+}
+
+#[test]
+fn a_reward_model_scores_the_rows_of_a_pipeline() {
+    let place = Place::new();
+    let pair =
+        |n: usize| json!({"prompt": "1+1?", "chosen": format!("{n} is 2"), "rejected": "a fish"});
+    place.write("pairs.jsonl", lines((0..4).map(pair)));
+    let train = ["reward", "--model", "bundled", "--data", "pairs.jsonl", "--output", "judge"];
+    done(&place, &[&train[..], &["--max-steps", "1", "--batch-size", "4"]].concat());
+    let pipeline = "[[step]]\nkind = 'rows'\ninput = 'bundled/train'\nlimit = 5\n\
+                    [[step]]\nkind = 'score'\nscorer = 'reward:judge'\n\
+                    [[step]]\nkind = 'quartile'\nshare = 0.4\n";
+    place.write("pipeline.toml", pipeline);
+    done(&place, &["synth", "pipeline.toml", "--output", "out"]);
+    let scores = |name: &str| -> Vec<f64> {
+        values(&place, name).iter().map(|row| row["score"].as_f64().unwrap()).collect()
+    };
+    let (all, best) = (scores("out/02-score.jsonl"), scores("out/rows.jsonl"));
+    assert_eq!((all.len(), best.len()), (5, 2));
+    let least = best.iter().copied().fold(f64::INFINITY, f64::min);
+    assert_eq!(all.iter().filter(|&&score| score >= least).count(), 2, "{all:?}");
 }
