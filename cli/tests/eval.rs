@@ -131,6 +131,24 @@ fn several_completions_give_pass_at_k() {
 }
 
 #[test]
+fn what_could_not_be_judged_is_judged_again() {
+    let place = place();
+    let options = ["--task", "problems.jsonl", "--scorer", "numeric", "--max-new-tokens", "24"];
+    let options = [&options[..], &["--output", "out"]].concat();
+    done(&place, &options);
+    let path = "out/samples-problems.jsonl";
+    let whole = place.text(path);
+    let mut samples = rows(&whole);
+    let said = samples[2]["completions"][0].as_object_mut().unwrap();
+    said.remove("score");
+    said.remove("detail");
+    said.insert("error".into(), json!("the judge did not answer"));
+    place.write(path, lines(samples.into_iter()));
+    done(&place, &[&options[..], &["--resume"]].concat());
+    assert_eq!(place.text(path), whole);
+}
+
+#[test]
 fn tasks_of_one_format_have_names_of_their_own() {
     let place = place();
     let tasks = ["--task", "boolq=boolq.jsonl", "--task", "boolq=boolq.jsonl", "--limit", "2"];

@@ -21,7 +21,7 @@ struct Hub {
 type Files = HashMap<String, Vec<u8>>;
 
 impl Hub {
-    /// Serves `models/org/tiny` and `datasets/org/rows` until the test's process ends.
+    /// Serves `models/org/tiny`, `datasets/org/rows` and `datasets/org/several` until the test's process ends.
     fn start() -> Self {
         let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bundled");
         let file = |path: PathBuf| {
@@ -36,7 +36,15 @@ impl Hub {
             ("data/train-00000-of-00001.jsonl".to_string(), rows.into_bytes()),
             ("README.md".to_string(), b"rows".to_vec()),
         ]);
-        let repositories = HashMap::from([("models/org/tiny", model), ("datasets/org/rows", data)]);
+        let problem = b"{\"prompt\": \"What is 1 + 2?\", \"answer\": \"3\"}\n".to_vec();
+        let places = ["main/test-0", "main/train-0", "other/test-0", "other/train-0"];
+        let several: Files =
+            places.map(|place| (format!("{place}.jsonl"), problem.clone())).into_iter().collect();
+        let repositories = HashMap::from([
+            ("models/org/tiny", model),
+            ("datasets/org/rows", data),
+            ("datasets/org/several", several),
+        ]);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -161,4 +169,33 @@ fn models_and_data_sets_come_from_a_hub_once() {
         assert!(said.contains("hint:") && said.contains(model), "{said}");
         assert!(!dir.path().join("third").exists());
     }
+}
+
+#[test]
+fn configurations_of_a_data_set_are_named_and_models_measured_on_its_test_split() {
+    let hub = Hub::start();
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |data: &str, output: &str| {
+        Command::new(env!("CARGO_BIN_EXE_halter"))
+            .current_dir(dir.path())
+            .args(["eval", "--model", "bundled", "--task", data, "--output", output])
+            .args(["--max-new-tokens", "4"])
+            .env("HF_HOME", dir.path().join("hf"))
+            .env("HF_ENDPOINT", &hub.address)
+            .env("NO_PROXY", "*")
+            .env("HF_TOKEN", TOKEN)
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap()
+    };
+    let refused = eval("org/several", "none");
+    let told = said(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("`org/several` has the split in several configurations"), "{told}");
+    assert!(told.contains("there are `main`, `other`"), "{told}");
+    let measured = eval("org/several/main", "out");
+    assert!(measured.status.success(), "{}", said(&measured));
+    let asked = hub.asked.lock().unwrap().join("\n");
+    assert!(asked.contains("main/test-0.jsonl"), "{asked}");
+    assert!(!asked.contains("train-0.jsonl") && !asked.contains("other/test-0.jsonl"), "{asked}");
 }

@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use halter_core::data::dataset::{DataOptions, Dataset};
 use halter_core::data::format::Format as RowFormat;
+use halter_core::data::hub::HubId;
 use halter_core::data::parse::value::present;
 use halter_core::data::record::Turn;
-use halter_core::{Error, Result};
+use halter_core::{Error, Result, bundled};
 
 use crate::format::{CHOICES, Completed, FORMATS, Format, OPEN, Read, named};
 use crate::question::{Choice, Open, Row};
@@ -85,7 +86,7 @@ impl Task {
     /// # Errors
     /// Data that cannot be opened, a row that is not of the task's format, or too few examples.
     pub fn open(spec: &TaskSpec, options: TaskOptions) -> Result<Self> {
-        let set = open_rows(&spec.data)?;
+        let set = open_rows(&measured(&spec.data)?)?;
         let format = match spec.format {
             Some(format) => format,
             None => told(&set.row(0)?),
@@ -140,6 +141,13 @@ pub fn open_rows(data: &str) -> Result<Dataset> {
     // A format is stated, or columns that are of none would be refused.
     let options = DataOptions { format: Some(RowFormat::Prompt), ..DataOptions::default() };
     Dataset::open(data, &options)
+}
+
+/// A data set of the hub with the split that models are measured on, where none is named.
+fn measured(data: &str) -> Result<String> {
+    let is_here = Path::new(data).exists() || bundled::path(data)?.is_some();
+    let id = HubId::parse(data).filter(|id| !is_here && id.split.is_none());
+    Ok(id.map_or(data.to_string(), |_| format!("{data}:test|validation")))
 }
 
 /// The format of rows of one's own.
