@@ -129,6 +129,32 @@ fn a_run_that_is_killed_and_resumed_ends_with_the_same_bits() {
 }
 
 #[test]
+fn another_teacher_is_refused_by_a_run_that_is_resumed() {
+    let place = place();
+    for (name, said) in [("first", "8"), ("second", "4")] {
+        let capture = ["capture", "--model", "teacher", "--data", "m.jsonl", "--top-k", said];
+        done(&place, &[&capture, &["--output", name]]);
+    }
+    let stored = ["--teacher-logps", "told"];
+    fs::copy(place.path("first"), place.path("told")).unwrap();
+    done(&place, &[BASE, RUN, CHECKPOINTS, TEACHER, &["--output", "model-whole"]]);
+    done(&place, &[BASE, RUN, CHECKPOINTS, &stored, &["--output", "told-whole"]]);
+    place.cut_back("model-whole", "model", 5);
+    place.cut_back("told-whole", "file", 5);
+    fs::copy(place.path("second"), place.path("told")).unwrap();
+    let weights = place.path("teacher/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    for run in ["model", "file"] {
+        let output = distill(&place, &[&["--output", run, "--resume"]]);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("the teacher is not the one"), "{stderr}");
+    }
+}
+
+#[test]
 fn what_a_teacher_said_is_what_it_says() {
     let place = place();
     let online = [TEACHER, &["--teacher-top-k", "8"]].concat();

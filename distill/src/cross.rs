@@ -6,8 +6,9 @@ mod loss;
 
 use candle_core::{DType, Device, Tensor};
 use halter_core::data::batch::PackedBatch;
+use halter_core::data::encoded::Encoded;
 use halter_core::data::pack::microbatches;
-use halter_core::data::record::{Record, Row};
+use halter_core::data::record::{Origin, Record, Row};
 use halter_core::data::view::Encoder;
 use halter_core::model::Decoder;
 use halter_core::model::linear::PassMode;
@@ -46,12 +47,44 @@ pub struct Cross<'o> {
     pub teacher: &'o ModelTeacher,
     /// How it reads rows.
     pub theirs: &'o Encoder,
-    /// How the student does.
+    /// How the student does; see [`read`].
     pub own: &'o Encoder,
     /// How they are compared.
     pub kind: CrossTokenizer,
     /// Weights and temperature.
     pub options: &'o DistillOptions,
+}
+
+/// What becomes of a record that both have to read: what is too long for one of them is as if it were
+/// for both.
+///
+/// # Errors
+/// A record that would train wrongly, or that the teacher cannot read, with its place.
+pub fn read(
+    own: &Encoder,
+    theirs: &Encoder,
+    origin: &Origin,
+    record: &Record,
+) -> Result<Encoded<Vec<TaughtRow>>> {
+    let rows = own.rows(origin, record)?;
+    let told = |error: Error| {
+        let hint = error.remedy().map(str::to_string);
+        let outer = Error::new(error.kind(), "the teacher cannot read the row")
+            .at(&*origin.path, origin.line)
+            .because(error);
+        match hint {
+            Some(hint) => outer.hint(hint),
+            None => outer,
+        }
+    };
+    let theirs = match theirs.rows(origin, record).map_err(told)? {
+        Encoded::Dropped { reason, tokens } => {
+            return Ok(Encoded::Dropped { reason: format!("for the teacher, {reason}"), tokens });
+        }
+        Encoded::Kept(rows) | Encoded::Cut { kept: rows, .. } => rows.into_iter().next(),
+    };
+    let taught = |row| TaughtRow { row, theirs: theirs.clone() };
+    Ok(rows.map(|rows| rows.into_iter().map(taught).collect()))
 }
 
 /// Rows that go through both models together.
@@ -83,8 +116,7 @@ impl Cross<'_> {
     /// step's chunks and the mean cross-entropy of its trained tokens, weighted.
     ///
     /// # Errors
-    /// No trained token in the whole step, a row that the teacher cannot read, or a loss that is not
-    /// finite.
+    /// No trained token in the whole step, texts that differ, or a loss that is not finite.
     pub fn each_pass(
         self,
         student: &Decoder,
@@ -124,8 +156,7 @@ impl Cross<'_> {
     /// Loss and figures of `rows`; nothing is trained.
     ///
     /// # Errors
-    /// No trained token at all, a row that the teacher cannot read, or an interruption between
-    /// microbatches.
+    /// No trained token at all, texts that differ, or an interruption between microbatches.
     pub fn evaluate(
         self,
         student: &Decoder,
@@ -186,18 +217,19 @@ impl Cross<'_> {
     }
 
     fn lesson(&self, rows: &[&TaughtRow]) -> Result<Lesson> {
-        let theirs =
-            rows.iter().map(|taught| self.read_by_teacher(taught)).collect::<Result<Vec<_>>>()?;
+        let unread = || Error::data("a row that the teacher has not read");
+        let theirs = rows.iter().map(|taught| taught.theirs.as_ref().ok_or_else(unread));
+        let theirs = theirs.collect::<Result<Vec<&Row>>>()?;
         let lesson = Lesson {
             own: PackedBatch::from_rows(rows.iter().map(|taught| &taught.row))?,
-            theirs: PackedBatch::from_rows(&theirs)?,
+            theirs: PackedBatch::from_rows(theirs.iter().copied())?,
             chunks: Vec::new(),
         };
         let mut all = Vec::new();
         for (at, (taught, theirs)) in rows.iter().zip(&theirs).enumerate() {
             let origin = &taught.row.origin;
             let found =
-                chunks((&taught.row, &*self.own.tokenizer), (theirs, &*self.theirs.tokenizer))
+                chunks((&taught.row, &*self.own.tokenizer), (*theirs, &*self.theirs.tokenizer))
                     .map_err(|error| error.at(&*origin.path, origin.line))?;
             let (own, other) =
                 (lesson.own.targets_of(at).start, lesson.theirs.targets_of(at).start);
@@ -207,19 +239,6 @@ impl Cross<'_> {
             }));
         }
         Ok(Lesson { chunks: all, ..lesson })
-    }
-
-    /// A row in the teacher's tokens.
-    fn read_by_teacher(&self, taught: &TaughtRow) -> Result<Row> {
-        let origin = &taught.row.origin;
-        let unread = |why: &str| {
-            Error::data(format!("the teacher cannot read the row: {why}"))
-                .at(&*origin.path, origin.line)
-                .hint("raise `--max-seq-len`, or leave the row out")
-        };
-        let record: &Record = taught.record.as_deref().ok_or_else(|| unread("it has no text"))?;
-        let rows = self.theirs.rows(origin, record)?.into_kept().unwrap_or_default();
-        rows.into_iter().next().ok_or_else(|| unread("nothing of it is left"))
     }
 
     /// What is charged for some rows of the student's logits.

@@ -12,23 +12,27 @@ use halter_core::text::encode::EncodeOptions;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Backward, Description, Figures, Method, RowEncoder, StepOptions};
 use halter_core::train::pass::Tap;
+use halter_core::train::progress::Progress;
+use halter_core::train::run::Beginning;
 use halter_core::train::source::Source;
 use halter_core::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::config::{DistillConfig, DistillOptions};
-use crate::cross::Cross;
+use crate::cross::{self, Cross};
 use crate::inside::{Inside, LayerMap, Widths};
 use crate::lesson::{Lesson, Writing};
 use crate::row::TaughtRow;
 use crate::step::{self, Objective};
-use crate::teacher::Teacher;
+use crate::teacher::{self, Teacher};
 
 /// A student that learns from a teacher.
 #[derive(Debug)]
 pub struct Distill {
     options: DistillOptions,
     teacher: Teacher,
+    /// See [`Teacher::fingerprint`]; known once the run begins.
+    teacher_is: String,
     /// Where completions are written.
     writing: Option<Writing>,
     /// Where values inside are compared.
@@ -99,6 +103,7 @@ impl Method for Distill {
             writing_bytes,
             options,
             teacher,
+            teacher_is: String::new(),
             writing,
             inside,
             widths,
@@ -110,11 +115,17 @@ impl Method for Distill {
 
     fn encoder(config: &DistillConfig, source: &Source) -> RowEncoder<TaughtRow> {
         let encoder = Encoder::new(source, encode_options(config));
-        let keeps_record = config.method.cross_tokenizer.is_some();
+        // A teacher that cannot be opened is told of when it is to teach.
+        let theirs = match config.method.cross_tokenizer {
+            Some(_) => teacher::encoder(config).ok(),
+            None => None,
+        };
         Arc::new(move |origin, record| {
+            if let Some(theirs) = &theirs {
+                return cross::read(&encoder, theirs, origin, record);
+            }
+            let taught = |row| TaughtRow { row, theirs: None };
             let rows = encoder.rows(origin, record)?;
-            let record = keeps_record.then(|| Arc::new(record.clone()));
-            let taught = |row| TaughtRow { row, record: record.clone() };
             Ok(rows.map(|rows| rows.into_iter().map(taught).collect()))
         })
     }
@@ -185,14 +196,30 @@ impl Method for Distill {
         self.inside.iter().flat_map(Inside::tensors).collect()
     }
 
+    fn begin(
+        &mut self,
+        _: &Decoder,
+        _: &Beginning<'_, TaughtRow>,
+        _: &mut dyn Progress,
+    ) -> Result<()> {
+        self.teacher_is = self.teacher.fingerprint()?;
+        Ok(())
+    }
+
     fn state(&self) -> Value {
-        match &self.inside {
-            Some(inside) => json!({ "projection_updates": inside.steps() }),
-            None => Value::Null,
-        }
+        let updates = self.inside.as_ref().map(Inside::steps);
+        json!({ "teacher": self.teacher_is, "projection_updates": updates })
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
+        // Checkpoints of older versions do not name their teacher.
+        let before = state.get("teacher").and_then(Value::as_str);
+        if before.is_some_and(|before| before != self.teacher_is) {
+            return Err(Error::model(
+                "the teacher is not the one that the checkpoint was made with",
+            )
+            .hint("put it back as it was, or begin anew in another `--output`"));
+        }
         if let (Some(inside), Some(steps)) =
             (&mut self.inside, state.get("projection_updates").and_then(Value::as_u64))
         {

@@ -1,18 +1,16 @@
 //! A row that is taught.
 
-use std::sync::Arc;
-
 use halter_core::data::encoded::TokenCount;
-use halter_core::data::record::{Origin, Record, Row};
+use halter_core::data::record::{Origin, Row};
 use halter_core::train::method::TrainRow;
 
-/// A row as the student reads it, and where its teacher reads other tokens, what it was made of.
+/// A row as the student reads it, and as a teacher does that reads other tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaughtRow {
     /// The student's tokens.
     pub row: Row,
-    /// What the teacher reads.
-    pub record: Option<Arc<Record>>,
+    /// The teacher's, where they are others.
+    pub theirs: Option<Row>,
 }
 
 impl TaughtRow {

@@ -60,16 +60,11 @@ impl Teacher {
             }
             return Ok(Self::Store(store));
         }
-        let name = options.teacher.clone().ok_or_else(|| {
-            Error::config("no teacher").hint(
-                "name the model to learn from with `--teacher`, or what it said with \
-                 `--teacher-logps`",
-            )
-        })?;
-        let spec = SourceSpec { model: Some(name.clone()), ..SourceSpec::default() };
+        let spec = spec(config)?;
+        let name = spec.model.as_deref().unwrap_or_default();
         let mut other = Source::open(&spec)?;
         let encoder = match options.cross_tokenizer {
-            None => same_tokens(&name, &other, source).map(|()| None)?,
+            None => same_tokens(name, &other, source).map(|()| None)?,
             Some(_) => Some(Encoder::new(&other, encode_options(config))),
         };
         let model = other.decoder(Base::Frozen, device, config.train.seed)?;
@@ -87,6 +82,20 @@ impl Teacher {
         match self {
             Self::Model(model) => model.read(batch, taps),
             Self::Store(store) => Ok(Reading::Told(store.read(batch)?)),
+        }
+    }
+
+    /// What it says follows from this, hashed: the model, or whose words a file holds.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        match self {
+            Self::Model(teacher) => teacher.model.fingerprint(true),
+            Self::Store(store) => {
+                let hash = blake3::hash(format!("{:?}", store.header).as_bytes());
+                Ok(hash.to_hex()[..32].to_string())
+            }
         }
     }
 
@@ -237,6 +246,26 @@ impl Reading<'_> {
             Self::Told(_) => Err(Error::data("a file has no log-probs of other tokens")),
         }
     }
+}
+
+/// How the teacher of `config` reads rows.
+///
+/// # Errors
+/// None that is named, or one that cannot be read.
+pub fn encoder(config: &DistillConfig) -> Result<Encoder> {
+    let source = Source::open(&spec(config)?)?;
+    Ok(Encoder::new(&source, encode_options(config)))
+}
+
+/// Where the model is.
+fn spec(config: &DistillConfig) -> Result<SourceSpec> {
+    let model = config.method.teacher.clone().ok_or_else(|| {
+        Error::config("no teacher").hint(
+            "name the model to learn from with `--teacher`, or what it said with \
+             `--teacher-logps`",
+        )
+    })?;
+    Ok(SourceSpec { model: Some(model), ..SourceSpec::default() })
 }
 
 /// Refuses a teacher whose ids mean other tokens. Padding beyond the tokens may differ.

@@ -5,19 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use halter_core::data::record::{Message, Origin, Record, Turn};
+use halter_core::data::encoded::Encoded;
+use halter_core::data::record::{Message, Origin, Record};
 use halter_core::data::view::Encoder;
 use halter_core::model::Decoder;
 use halter_core::model::config::ModelConfig;
 use halter_core::model::param::Grads;
 use halter_core::ops::Context;
-use halter_core::text::encode::EncodeOptions;
+use halter_core::text::encode::{EncodeOptions, Overlong};
 use halter_core::text::template::ChatTemplate;
 use halter_core::text::tokenizer::Tokenizer;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::method::{Figures, StepOptions};
 use halter_distill::config::DistillOptions;
-use halter_distill::cross::{Cross, CrossTokenizer};
+use halter_distill::cross::{Cross, CrossTokenizer, read};
 use halter_distill::row::TaughtRow;
 use halter_distill::teacher::ModelTeacher;
 use halter_testkit::root;
@@ -64,7 +65,7 @@ const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.cont
 const PLAIN: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}\
      {% if add_generation_prompt %}assistant: {% endif %}";
 
-fn rows(own: &Encoder) -> Vec<TaughtRow> {
+fn rows(own: &Encoder, theirs: &Encoder) -> Vec<TaughtRow> {
     let row = |(at, answer): (usize, &str)| {
         let messages = vec![
             Message::new("user", "How many apples does each friend get?"),
@@ -72,8 +73,7 @@ fn rows(own: &Encoder) -> Vec<TaughtRow> {
         ];
         let record = Record::Chat { messages, tools: None };
         let origin = Origin { path: Arc::new(PathBuf::from("rows.jsonl")), line: at + 1 };
-        let row = own.rows(&origin, &record).unwrap().into_kept().unwrap().remove(0);
-        TaughtRow { row, record: Some(Arc::new(record)) }
+        read(own, theirs, &origin, &record).unwrap().into_kept().unwrap().remove(0)
     };
     ["Each gets 20 apples.", "Max has 7 äpples more."].into_iter().enumerate().map(row).collect()
 }
@@ -96,7 +96,7 @@ fn gradients(cross: Cross, student: &Decoder, rows: &[TaughtRow]) -> (Figures, G
 fn a_teacher_of_the_same_tokens_and_weights_is_not_far() {
     let own = encoder(usize::MAX, CHATML);
     let teacher = ModelTeacher::new(model(1, VOCABULARY), None, 1.0);
-    let (options, rows) = (options(), rows(&own));
+    let (options, rows) = (options(), rows(&own, &own));
     let targets: usize =
         rows.iter().map(|taught| taught.row.completion_mask.iter().filter(|&&t| t).count()).sum();
     for kind in KINDS {
@@ -113,7 +113,7 @@ fn gradients_are_slopes_of_the_evaluation() {
     let own = encoder(60, CHATML);
     let theirs = encoder(usize::MAX, PLAIN);
     let teacher = ModelTeacher::new(model(2, VOCABULARY + 7), None, 1.0);
-    let (options, rows) = (options(), rows(&own));
+    let (options, rows) = (options(), rows(&own, &theirs));
     for kind in KINDS {
         let cross =
             Cross { teacher: &teacher, theirs: &theirs, own: &own, kind, options: &options };
@@ -147,7 +147,7 @@ fn completions_that_read_differently_are_refused_with_their_place() {
     let own = encoder(usize::MAX, CHATML);
     let theirs = normalized(60, CHATML, json!({ "type": "Lowercase" }));
     let teacher = ModelTeacher::new(model(2, VOCABULARY), None, 1.0);
-    let (options, rows) = (options(), rows(&own));
+    let (options, rows) = (options(), rows(&own, &theirs));
     let kind = CrossTokenizer::Alm;
     let cross = Cross { teacher: &teacher, theirs: &theirs, own: &own, kind, options: &options };
     let error = cross.evaluate(&model(1, VOCABULARY), &rows, 64, &Interrupt::new()).unwrap_err();
@@ -156,7 +156,28 @@ fn completions_that_read_differently_are_refused_with_their_place() {
         "rows.jsonl:1: the teacher reads `each gets 20 apples.` where the student reads \
          `Each gets 20 apples.`"
     );
-    let without = Record::Prompt { prompt: Turn::Text("x".into()), tools: None };
-    let row = TaughtRow { record: Some(Arc::new(without)), ..rows[0].clone() };
+    let row = TaughtRow { theirs: None, ..rows[0].clone() };
     cross.evaluate(&model(1, VOCABULARY), &[row], 64, &Interrupt::new()).unwrap_err();
+}
+
+#[test]
+fn a_row_that_is_too_long_for_the_teacher_alone_is_so_when_it_is_read() {
+    let messages = vec![Message::new("user", "How many?"), Message::new("assistant", "20 apples.")];
+    let record = Record::Chat { messages, tools: None };
+    let origin = Origin { path: Arc::new(PathBuf::from("rows.jsonl")), line: 3 };
+    // Without merges a text has many more tokens.
+    let limited = |merges, max_seq_len, overlong| {
+        let plain = encoder(merges, CHATML);
+        let options = EncodeOptions { max_seq_len: Some(max_seq_len), overlong, ..plain.options };
+        Encoder { options, ..plain }
+    };
+    let own = limited(usize::MAX, 30, Overlong::Drop);
+    assert!(own.rows(&origin, &record).unwrap().kept().is_some());
+    let dropped = read(&own, &limited(0, 30, Overlong::Drop), &origin, &record).unwrap();
+    let Encoded::Dropped { reason, .. } = dropped else { panic!("{dropped:?}") };
+    assert_eq!(reason, "for the teacher, longer than max_seq_len");
+    let refused = read(&own, &limited(0, 30, Overlong::Refuse), &origin, &record).unwrap_err();
+    assert_eq!(refused.to_string(), "rows.jsonl:3: the teacher cannot read the row");
+    let cut = read(&own, &limited(0, 30, Overlong::Truncate), &origin, &record).unwrap();
+    assert_eq!(cut.kept().unwrap()[0].theirs.as_ref().unwrap().input_ids.len(), 30);
 }
