@@ -183,6 +183,30 @@ impl Store {
         Ok(())
     }
 
+    /// Takes back that a stage is done, and keeps what it wrote.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn reopen(&self, name: &str, key: &str) -> Result<()> {
+        let path = self.directory(name, key).join(DONE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `--resume` has something to go on from: a run's configuration, or the settings of
+    /// results. They are written before anything that took work.
+    pub fn can_go_on(&self, name: &str, key: &str) -> bool {
+        let entries = fs::read_dir(self.directory(name, key)).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.any(|name| {
+            name == "config.toml" || name.ends_with(".settings.json") && !name.starts_with('.')
+        })
+    }
+
     /// Whether a stage was begun.
     pub fn is_begun(&self, name: &str, key: &str) -> bool {
         let entries = fs::read_dir(self.directory(name, key)).into_iter().flatten().flatten();

@@ -18,6 +18,10 @@ use crate::recipe::{BASE, Recipe, Stage, unknown};
 /// Stands before and after the number of a stage in a text whose references are followed.
 const MARK: char = '\u{1}';
 
+/// Options of `[eval]` that say how prompts are read, and where.
+const READING: [&str; 5] =
+    ["allow_special_text", "chat_template", "device", "revision", "tokenizer"];
+
 /// A stage in a round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
@@ -33,6 +37,8 @@ pub struct Node {
     pub inputs: Vec<usize>,
     /// The stage whose model it measures; `None` for the base.
     pub of: Option<usize>,
+    /// Share of its rows that may fail.
+    pub failures: f64,
     /// Its line in the recipe.
     pub line: usize,
     /// The line of each option.
@@ -146,6 +152,7 @@ impl<'a> Unrolled<'a> {
             options,
             inputs,
             of: None,
+            failures: stage.failures.unwrap_or(self.recipe.failures),
             line: stage.line,
             lines: stage.lines.clone(),
         });
@@ -191,19 +198,23 @@ impl<'a> Unrolled<'a> {
         let line = stage.line;
         let evaluation = self.nodes.len();
         let name = format!("eval-{name}");
-        self.nodes.push(Node { name, round, kind: &kind::EVAL, options, inputs, of, line, lines });
+        let failures = stage.failures.unwrap_or(self.recipe.failures);
+        // How prompts are read is the same for both.
+        let reads = |(key, _): &(String, Value)| READING.contains(&key.as_str());
+        let read: Vec<_> = options.clone().into_iter().filter(reads).collect();
+        let mut inputs_of_drift = inputs.clone();
+        let kind = &kind::EVAL;
+        self.nodes.push(Node { name, round, kind, options, inputs, of, failures, line, lines });
         let Some(of) = of else { return Ok(()) };
-        let mut options = Table::new();
+        let mut options = Table::from_iter(read);
         options.insert("model".into(), self.recipe.model.clone().into());
-        if let Some(device) = stage.options.get("device") {
-            options.insert("device".into(), device.clone());
-        }
         options.insert("trained".into(), format!("{MARK}{of}{MARK}").into());
         options.insert("samples".into(), format!("{MARK}{evaluation}{MARK}").into());
         let name = format!("drift-{}", self.nodes[of].name);
-        let (inputs, of, lines) = (vec![of, evaluation], Some(of), BTreeMap::new());
+        inputs_of_drift.push(evaluation);
+        let (inputs, of, lines) = (inputs_of_drift, Some(of), BTreeMap::new());
         let kind = &kind::DRIFT;
-        self.nodes.push(Node { name, round, kind, options, inputs, of, line, lines });
+        self.nodes.push(Node { name, round, kind, options, inputs, of, failures, line, lines });
         Ok(())
     }
 

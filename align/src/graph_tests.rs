@@ -117,3 +117,15 @@ fn every_model_is_measured_after_it_is_made() {
     assert_eq!(option(&graph, "drift-sft", 1, "samples"), "\"eval-sft@1\"");
     assert_eq!(graph.result(), Some(5));
 }
+
+#[test]
+fn the_drift_reads_prompts_as_the_evaluation_does() {
+    let text = "model = \"start\"\n[eval]\ntask = [\"t.jsonl\"]\nchat_template = \"c.jinja\"\n\
+                revision = \"v2\"\n[[stage]]\nname = \"sft\"\n";
+    let graph = Graph::new(&Recipe::parse(text, Path::new("r.toml")).unwrap()).unwrap();
+    for (key, want) in
+        [("chat_template", "\"c.jinja\""), ("revision", "\"v2\""), ("task", "nothing")]
+    {
+        assert_eq!(option(&graph, "drift-sft", 1, key), want);
+    }
+}

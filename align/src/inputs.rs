@@ -5,12 +5,35 @@ use std::fs::{self, File, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use halter_core::data::hub::HubId;
 use halter_core::train::files::atomic_write;
 use halter_core::{Error, Result, bundled};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use toml::{Table, Value};
 
 use crate::kind::INPUTS;
+
+/// Keys of teachers and their endpoints that their answers do not depend on, as the cache of the
+/// answers has it (docs/reference/teachers.md).
+const OPERATIONAL: [&str; 13] = [
+    "api_key_env",
+    "api_key_file",
+    "backoff_seconds",
+    "batch_size",
+    "budget",
+    "cache_tokens",
+    "concurrency",
+    "price_per_million_completion_tokens",
+    "price_per_million_prompt_tokens",
+    "retries",
+    "timeout_seconds",
+    "url",
+    "weight",
+];
+
+/// Keys whose values may name data sets on a hub.
+const DATA: [&str; 4] = ["data", "eval_data", "fewshot", "task"];
 
 /// Folders within folders of an input that are looked at.
 const DEPTH: usize = 8;
@@ -59,27 +82,49 @@ pub fn of(
             value => value.as_str().into_iter().collect::<Vec<_>>(),
         };
         for text in texts.into_iter().filter(|text| !is_made(text)) {
-            let state = state_of(key, text, checksums)?;
-            let needs_more = match &state {
-                State::There { path, .. } if path.extension().is_some_and(|ext| ext == "toml") => {
-                    Some(path.clone())
-                }
-                _ => None,
-            };
-            found.push(Input { key: key.clone(), text: text.to_string(), state });
-            if let Some(path) = needs_more {
-                found.extend(named_in(key, &path, checksums)?);
+            let mut state = state_of(key, text, checksums)?;
+            let mut named = Vec::new();
+            if let State::There { path, checksum } = &mut state
+                && path.extension().is_some_and(|ext| ext == "toml")
+                && let Some(table) = decisive(key, path)?
+            {
+                *checksum = blake3::hash(json!(table).to_string().as_bytes()).to_hex().to_string();
+                named = named_in(key, table, checksums)?;
             }
+            found.push(Input { key: key.clone(), text: text.to_string(), state });
+            found.extend(named);
         }
     }
     Ok(found)
 }
 
-/// What a configuration that is an input names in its turn, where that is on disk.
-fn named_in(key: &str, path: &Path, checksums: &mut Checksums) -> Result<Vec<Input>> {
+/// What of the configuration in `path` decides what comes out. What teachers may spend and how they
+/// are reached does not: a raised budget must not buy everything again.
+fn decisive(key: &str, path: &Path) -> Result<Option<Table>> {
     let text = fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
     // Who reads it will say what is wrong with it.
-    let Ok(table) = text.parse::<Table>() else { return Ok(Vec::new()) };
+    let Ok(mut table) = text.parse::<Table>() else { return Ok(None) };
+    match key {
+        "pipeline" => {
+            let teachers = table.get_mut("teachers").and_then(Value::as_table_mut);
+            let teachers = teachers.into_iter().flatten();
+            teachers.filter_map(|(_, teacher)| teacher.as_table_mut()).for_each(strip);
+        }
+        "scorer" | "teacher_config" => strip(&mut table),
+        _ => {}
+    }
+    Ok(Some(table))
+}
+
+/// Leaves of a teacher or judge what its answers depend on.
+fn strip(teacher: &mut Table) {
+    teacher.retain(|key, _| !OPERATIONAL.contains(&key));
+    let endpoints = teacher.get_mut("endpoints").and_then(Value::as_array_mut);
+    endpoints.into_iter().flatten().filter_map(Value::as_table_mut).for_each(strip);
+}
+
+/// What a configuration that is an input names in its turn, where that is on disk.
+fn named_in(key: &str, table: Table, checksums: &mut Checksums) -> Result<Vec<Input>> {
     let mut texts = Vec::new();
     texts_of(&Value::Table(table), &mut texts);
     let mut found = Vec::new();
@@ -130,7 +175,8 @@ fn state_of(key: &str, text: &str, checksums: &mut Checksums) -> Result<State> {
     let path = path.map_or(text, |(_, path)| path);
     // Scorers and tasks that name no file have none to miss.
     let plain = matches!(key, "scorer") && path == text;
-    match !plain && is_path(path) {
+    let is_on_hub = DATA.contains(&key) && HubId::parse(without_weight(path)).is_some();
+    match !plain && !is_on_hub && is_path(path) {
         true => Ok(State::Missing(PathBuf::from(without_weight(path)))),
         false => Ok(State::Named),
     }
@@ -302,6 +348,9 @@ mod tests {
     fn what_may_be_on_a_hub_is_not_missing() {
         for (key, text, is_missing) in [
             ("data", "openai/gsm8k", false),
+            ("data", "openai/gsm8k/main:test", false),
+            ("task", "gsm8k=openai/gsm8k/main", false),
+            ("model", "runs/sft/model", true),
             ("model", "meta-llama/Llama-3.1-8B", false),
             ("scorer", "numeric", false),
             ("scorer", "0.2*length:1024", false),
@@ -364,5 +413,38 @@ mod tests {
         let found = of(&options, &|_| false, &mut Checksums::default()).unwrap();
         let texts: Vec<&str> = found.iter().map(|input| input.text.as_str()).collect();
         assert_eq!(texts, [pipeline.to_str().unwrap(), seeds.to_str().unwrap()]);
+    }
+
+    #[test]
+    fn what_a_teacher_may_spend_and_where_it_is_decides_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("key"), "secret").unwrap();
+        let file = dir.path().join("p.toml");
+        let inputs = |key: &str, text: &str| {
+            fs::write(&file, text).unwrap();
+            let mut options = Table::new();
+            options.insert(key.into(), file.display().to_string().into());
+            of(&options, &|_| false, &mut Checksums::default()).unwrap()
+        };
+        let secret = dir.path().join("key").display().to_string();
+        let teacher = |name: &str, many: u32, model: &str| {
+            let (head, dot) = match name {
+                "" => (String::new(), ""),
+                name => (format!("[{name}]\n"), "."),
+            };
+            format!(
+                "{head}model = \"{model}\"\nbudget = {{ requests = {many} }}\n\
+                 [[{name}{dot}endpoints]]\nurl = \"http://host-{many}/v1\"\n\
+                 concurrency = {many}\napi_key_file = \"{secret}\"\n"
+            )
+        };
+        for (key, place) in [("pipeline", "teachers.a"), ("teacher_config", "")] {
+            let before = inputs(key, &teacher(place, 5, "big"));
+            assert_eq!(before.len(), 1, "no key is read: {before:?}");
+            assert_eq!(before, inputs(key, &teacher(place, 50, "big")), "{key}");
+            assert_ne!(before, inputs(key, &teacher(place, 5, "small")), "{key}");
+        }
+        let step = |weight: u32| format!("[[step]]\nkind = \"x\"\nweight = {weight}\n");
+        assert_ne!(inputs("pipeline", &step(1)), inputs("pipeline", &step(2)), "of a step");
     }
 }

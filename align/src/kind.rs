@@ -37,6 +37,8 @@ pub struct Kind {
     pub seeded: bool,
     /// Whether its result is a model that answers.
     pub answers: bool,
+    /// Whether it is told where all stages keep what teachers answer.
+    pub asks: bool,
 }
 
 const PLAIN: Kind = Kind {
@@ -47,6 +49,7 @@ const PLAIN: Kind = Kind {
     resumes: Resumes::Flag,
     seeded: true,
     answers: false,
+    asks: false,
 };
 const TRAINING: Kind = Kind { form: Form::Config, answers: true, ..PLAIN };
 
@@ -75,7 +78,7 @@ pub const KINDS: [Kind; 11] = [
         name: "synth",
         positional: Some("pipeline"),
         resumes: Resumes::Itself,
-        seeded: false,
+        asks: true,
         ..PLAIN
     },
     Kind { name: "generate", file: Some("completions.jsonl"), ..PLAIN },
@@ -112,8 +115,9 @@ pub const INPUTS: [&str; 17] = [
 pub const NEUTRAL: [&str; 2] = ["save_every", "keep_checkpoints"];
 
 /// Keys that every stage is given.
-pub const TAKEN: [(&str, &str); 4] = [
+pub const TAKEN: [(&str, &str); 5] = [
     ("output", "a stage has a directory of its own"),
+    ("answers", "all stages share what teachers answer"),
     ("resume", "an interrupted stage is resumed by itself"),
     ("json", "every stage is asked for it"),
     ("dry_run", "give `--dry-run` to `halter align`"),

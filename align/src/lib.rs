@@ -16,6 +16,7 @@ pub mod run;
 
 use halter_core::Result;
 
+use inputs::Checksums;
 use kind::Kind;
 use recipe::Stage;
 
@@ -28,12 +29,17 @@ pub struct Prediction {
     pub seconds: f64,
     /// Whether it may well be less: completions can end before their time.
     pub is_bound: bool,
+    /// Bytes that it writes, at most; `None` where they are those of a model.
+    pub writes: Option<u64>,
 }
 
 /// Who knows the commands that stages are.
 pub trait Commands {
-    /// What decides the outcome of a stage beside its options and inputs: the program's version.
-    fn version(&self) -> String;
+    /// What decides the outcome of a stage beside its options and inputs: which program it is.
+    ///
+    /// # Errors
+    /// A program that cannot be read.
+    fn version(&self, checksums: &mut Checksums) -> Result<String>;
 
     /// Checks a stage as the recipe has it: its keys and the types of their values.
     ///

@@ -27,8 +27,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Directories of stages.
     pub store: Store,
-    /// Parameters of the base, where it is on disk.
-    pub parameters: Option<usize>,
+    /// The base's shape, where it is on disk.
+    pub base: Option<ModelConfig>,
 }
 
 /// A stage in a round.
@@ -93,16 +93,17 @@ impl Plan {
         }
         let graph = Graph::new(&recipe)?;
         let store = Store::new(&recipe.output);
-        let mut plan = Self { recipe, graph, steps: Vec::new(), store, parameters: None };
+        let mut plan = Self { recipe, graph, steps: Vec::new(), store, base: None };
         let mut checksums = Checksums::open(plan.recipe.output.join("checksums.json"));
+        let version = commands.version(&mut checksums)?;
         for at in 0..plan.graph.nodes.len() {
-            let step = plan.step(at, &commands.version(), &mut checksums, check)?;
+            let step = plan.step(at, &version, &mut checksums, check)?;
             plan.steps.push(step);
         }
         if plan.recipe.output.is_dir() {
             checksums.keep()?;
         }
-        plan.parameters = parameters(&plan.recipe.model);
+        plan.base = shape(&plan.recipe.model);
         for at in 0..plan.steps.len() {
             plan.steps[at].expected = plan.expect(at, commands)?;
             plan.steps[at].disk = plan.disk(at);
@@ -211,28 +212,29 @@ impl Plan {
         found.map_or(Expected::Unknown, |done| Expected::Before(done.seconds, done.peak_memory))
     }
 
-    /// Weights that a stage writes, and its newest checkpoint: parameters with both moments.
+    /// What a stage writes, and how much more is there while it runs: weights, and its newest
+    /// checkpoints (parameters with both moments); or what its command says.
     fn disk(&self, at: usize) -> Option<(u64, u64)> {
-        let (node, options) = (&self.graph.nodes[at], &self.steps[at].options);
-        if !node.kind.answers && node.kind.name != "reward" || self.is_done(at) {
+        let (node, step) = (&self.graph.nodes[at], &self.steps[at]);
+        if self.is_done(at) {
             return None;
         }
-        let parameters = self.parameters? as u64;
-        if ["lora_rank", "adapter"].iter().any(|key| options.contains_key(*key)) {
-            return None;
+        if !node.kind.answers && node.kind.name != "reward" {
+            return step.expected.writes().map(|bytes| (bytes, 0));
         }
-        let element = match options.get("export_dtype").and_then(Value::as_str) {
-            Some("bf16" | "f16") => 2,
-            _ => 4,
+        let (base, options) = (self.base.as_ref()?, &step.options);
+        if node.kind.form == Form::Flags {
+            return Some((element(options) * parameters(base), 0));
+        }
+        let whole = |key: &str| options.get(key).and_then(Value::as_integer).filter(|&n| n > 0);
+        let (element, parameters) = match whole("lora_rank") {
+            Some(rank) => (4, adapter_parameters(base, rank as u64, options.get("lora_target"))),
+            // One that is trained further is of a rank that it says itself.
+            None if options.contains_key("adapter") => return None,
+            None => (element(options), parameters(base)),
         };
-        let checkpoints = match node.kind.form {
-            Form::Config => {
-                let kept = options.get("keep_checkpoints").and_then(Value::as_integer);
-                // Two are there while the older one goes.
-                kept.filter(|&kept| kept > 0).unwrap_or(2) as u64
-            }
-            Form::Flags => 0,
-        };
+        // Two are there while the older one goes.
+        let checkpoints = whole("keep_checkpoints").unwrap_or(2) as u64;
         Some((element * parameters, 12 * checkpoints * parameters))
     }
 
@@ -317,7 +319,11 @@ impl Plan {
         }
         if disk > 0 {
             let (disk, more) = (gigabytes(disk as usize), gigabytes(more as usize));
-            let _ = writeln!(text, "disk: about {disk} of weights, and {more} while a stage runs");
+            let _ = writeln!(text, "disk: about {disk}, and {more} more while a stage runs");
+        }
+        if self.base.is_none() && self.left() > 0 {
+            let model = &self.recipe.model;
+            let _ = writeln!(text, "disk of weights: unknown, as `{model}` is not on it");
         }
     }
 }
@@ -355,17 +361,51 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Parameters of the model that is called `name`, if it is on disk.
-fn parameters(name: &str) -> Option<usize> {
+/// The shape of the model that is called `name`, if it is on disk.
+fn shape(name: &str) -> Option<ModelConfig> {
     let folder = match bundled::path(name) {
         Ok(Some(folder)) => folder,
         _ => PathBuf::from(name),
     };
-    let config = ModelConfig::from_file(folder.join("config.json")).ok()?;
-    Some(config.params().iter().map(|param| param.shape.iter().product::<usize>()).sum())
+    ModelConfig::from_file(folder.join("config.json")).ok()
+}
+
+fn parameters(base: &ModelConfig) -> u64 {
+    let params = base.params();
+    params.iter().map(|param| param.shape.iter().product::<usize>() as u64).sum()
+}
+
+/// Parameters of an adapter on the matrices of the blocks, or on those that `targets` names.
+fn adapter_parameters(base: &ModelConfig, rank: u64, targets: Option<&Value>) -> u64 {
+    let targets = targets.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
+    let is_meant = |name: &str| {
+        name.ends_with("_proj.weight")
+            && (matches!(targets[..], [] | ["all-linear"])
+                || targets.iter().any(|target| name.contains(&format!("{target}.weight"))))
+    };
+    let params = base.params();
+    let meant = params.iter().filter(|param| param.shape.len() == 2 && is_meant(&param.name));
+    meant.map(|param| rank * param.shape.iter().sum::<usize>() as u64).sum()
+}
+
+/// Bytes of an exported parameter.
+fn element(options: &Table) -> u64 {
+    match options.get("export_dtype").and_then(Value::as_str) {
+        Some("bf16" | "f16") => 2,
+        _ => 4,
+    }
 }
 
 impl Expected {
+    /// See [`Prediction::writes`].
+    fn writes(&self) -> Option<u64> {
+        match self {
+            Self::Planned(needs) | Self::WithBase(needs) => needs.writes,
+            _ => None,
+        }
+    }
+
     /// Seconds and bytes, where something is known.
     pub fn figures(&self) -> Option<(f64, Option<u64>)> {
         match self {
@@ -375,5 +415,29 @@ impl Expected {
             Self::Before(seconds, bytes) => Some((*seconds, *bytes)),
             Self::After(_) | Self::Missing | Self::Unknown | Self::Nothing => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_has_a_rank_of_rows_and_columns_of_each_matrix() {
+        let config = ModelConfig::from_json(
+            &serde_json::json!({
+                "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "vocab_size": 512, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+            }),
+            "config.json",
+        )
+        .unwrap();
+        let attention = 128 + 96 + 96 + 128;
+        let all = 2 * 4 * (attention + 3 * 192);
+        assert_eq!(adapter_parameters(&config, 4, None), all);
+        let names = |names: &[&str]| Value::Array(names.iter().map(|&name| name.into()).collect());
+        assert_eq!(adapter_parameters(&config, 4, Some(&names(&["all-linear"]))), all);
+        assert_eq!(adapter_parameters(&config, 4, Some(&names(&["q_proj"]))), 2 * 4 * 128);
     }
 }

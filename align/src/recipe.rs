@@ -16,7 +16,10 @@ pub const BUNDLED: (&str, &str) =
 /// The name of the base's evaluation, and what stands for the base in references.
 pub const BASE: &str = "base";
 
-const TOP: [&str; 6] = ["model", "seed", "rounds", "output", "eval", "stage"];
+/// Where everything is written where a recipe does not say.
+const OUTPUT: &str = "runs/align";
+
+const TOP: [&str; 7] = ["model", "seed", "rounds", "failures", "output", "eval", "stage"];
 /// Keys of a stage that are not options of its command.
 const OWN: [&str; 4] = ["name", "kind", "rounds", "measured"];
 /// Words with a meaning in references.
@@ -27,14 +30,15 @@ const WORDS: [&str; 4] = [BASE, "round", "previous", "all"];
 pub struct Recipe {
     /// The file.
     pub path: PathBuf,
-    /// Its text.
-    pub text: String,
+    text: String,
     /// The model that everything begins with.
     pub model: String,
     /// Seed of the first round; each later one adds 1.
     pub seed: u64,
     /// How many rounds.
     pub rounds: usize,
+    /// Share of the rows of a stage that may fail.
+    pub failures: f64,
     /// Where everything is written.
     pub output: PathBuf,
     /// What every model is measured with.
@@ -54,6 +58,8 @@ pub struct Stage {
     pub rounds: (usize, usize),
     /// Whether the model that it makes is measured with [`Recipe::eval`].
     pub measured: bool,
+    /// In place of [`Recipe::failures`].
+    pub failures: Option<f64>,
     /// The command's options.
     pub options: Table,
     /// Line of its head.
@@ -101,7 +107,8 @@ impl Recipe {
             model: String::new(),
             seed: 0,
             rounds: 1,
-            output: PathBuf::from("runs/align"),
+            failures: 0.0,
+            output: PathBuf::from(OUTPUT),
             eval: None,
             stages: Vec::new(),
         };
@@ -116,6 +123,7 @@ impl Recipe {
                     recipe.rounds =
                         reader.whole(name, value.get_ref(), line, 1)?.min(1000) as usize;
                 }
+                "failures" => recipe.failures = reader.share(name, value.get_ref(), line)?,
                 "eval" | "stage" => {}
                 _ => return Err(unknown("key", name, &TOP).at(path, line)),
             }
@@ -175,6 +183,42 @@ impl Recipe {
             }
         }
         self.rounds = rounds;
+    }
+
+    /// Its text with what was set since it was read.
+    pub fn resolved(&self) -> String {
+        let Ok(table) = DeTable::parse(&self.text) else { return self.text.clone() };
+        let table = table.get_ref();
+        let mut edits = Vec::new();
+        let mut above = String::new();
+        let (output, seed) = (self.output.display().to_string(), self.seed as i64);
+        let top: [(&str, Value, Value); 4] = [
+            ("model", self.model.as_str().into(), "".into()),
+            ("output", output.into(), OUTPUT.into()),
+            ("seed", seed.into(), 0.into()),
+            ("rounds", (self.rounds as i64).into(), 1.into()),
+        ];
+        for (key, value, default) in top {
+            match table.get(key) {
+                Some(written) => edits.push((written.span(), value.to_string())),
+                None if value != default => above += &format!("{key} = {value}\n"),
+                None => {}
+            }
+        }
+        let read = Self::parse(&self.text, &self.path);
+        let rounds_before = read.iter().flat_map(|read| &read.stages).map(|stage| stage.rounds);
+        let stages = table.get("stage").and_then(|stages| stages.get_ref().as_array());
+        let stages = stages.into_iter().flatten().filter_map(|stage| stage.get_ref().as_table());
+        for ((table, stage), before) in stages.zip(&self.stages).zip(rounds_before) {
+            if let Some(written) = table.get("rounds").filter(|_| stage.rounds != before) {
+                let (first, last) = stage.rounds;
+                edits.push((written.span(), format!("\"{first}-{last}\"")));
+            }
+        }
+        edits.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+        let mut text = self.text.clone();
+        edits.into_iter().for_each(|(span, value)| text.replace_range(span, &value));
+        above + &text
     }
 }
 
@@ -247,12 +291,23 @@ impl Reader<'_> {
         }
     }
 
+    fn share(&self, key: &str, value: &DeValue, line: usize) -> Result<f64> {
+        let text = match value {
+            DeValue::Float(number) => number.as_str(),
+            DeValue::Integer(number) => number.as_str(),
+            _ => "",
+        };
+        let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+        share.ok_or_else(|| expected(key, "a share, from 0 to 1").at(self.path, line))
+    }
+
     fn stage(&self, table: &DeTable, line: usize, rounds: usize, is_eval: bool) -> Result<Stage> {
         let mut stage = Stage {
             name: String::new(),
             kind: &kind::EVAL,
             rounds: (1, rounds),
             measured: true,
+            failures: None,
             options: Table::new(),
             line,
             lines: BTreeMap::new(),
@@ -278,6 +333,7 @@ impl Reader<'_> {
                     stage.measured = measured
                         .ok_or_else(|| expected(name, "true or false").at(self.path, at))?;
                 }
+                "failures" => stage.failures = Some(self.share(name, value.get_ref(), at)?),
                 _ => {
                     if let Some((_, why)) = TAKEN.iter().find(|(taken, _)| *taken == name) {
                         let message = format!("`{name}` cannot be set: {why}");

@@ -18,6 +18,7 @@ use crate::cache::Done;
 use crate::graph::Node;
 use crate::kind;
 use crate::plan::{Plan, Status, duration};
+use crate::run::Failed;
 use chart::{Bars, Lines};
 
 const TEMPLATE: &str = include_str!("report.html");
@@ -78,7 +79,7 @@ pub fn render(plan: &Plan) -> Result<String> {
         lineage => lineage::draw(plan),
         samples => samples::collect(plan)?,
         costs => costs(plan),
-        recipe => plan.recipe.text,
+        recipe => plan.recipe.resolved(),
         version => env!("CARGO_PKG_VERSION"),
     });
     page.map_err(failed)
@@ -225,6 +226,7 @@ fn costs(plan: &Plan) -> Vec<Shown> {
             time => duration(f.done.seconds),
             share => 100.0 * f.done.seconds / most,
             resumed => f.done.resumed,
+            failed => Failed::of(f.node.kind, &f.done.summary).map(|failed| failed.to_string()),
             memory => f.done.peak_memory.map(|bytes| gigabytes(bytes as usize)),
             disk => gigabytes(bytes as usize),
             key => f.done.key,

@@ -4,14 +4,15 @@ use serde_json::json;
 
 use super::*;
 use crate::cache::Check;
+use crate::inputs::Checksums;
 use crate::recipe::{Recipe, Stage};
 use crate::{Commands, Prediction};
 
 struct Any;
 
 impl Commands for Any {
-    fn version(&self) -> String {
-        "1".into()
+    fn version(&self, _: &mut Checksums) -> Result<String> {
+        Ok("1".into())
     }
 
     fn check(&self, _: &Stage, _: &Recipe) -> Result<()> {
@@ -57,6 +58,9 @@ fn the_page_tells_what_is_done_and_escapes_what_models_say() {
         fs::create_dir_all(&plan.steps[at].directory).unwrap();
         let line = json!({ "prompt": [{ "role": "user", "content": "1 < 2?" }],
             "completions": [{ "text": "<script>x</script>", "score": 1.0, "num_tokens": 7 }] });
+        // A task of choices before the one of completions.
+        let choices = plan.steps[at].directory.join("samples-arc.jsonl");
+        fs::write(choices, "{\"context\": \"a\", \"choices\": []}\n").unwrap();
         let path = plan.steps[at].directory.join("samples-math.jsonl");
         fs::write(path, format!("{line}\n")).unwrap();
     }

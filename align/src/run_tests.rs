@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::cache::{Check, DONE};
-use crate::inputs::files_of;
+use crate::inputs::{Checksums, files_of};
 use crate::recipe::{Recipe, Stage};
 use crate::{Commands, Prediction};
 
@@ -39,8 +39,8 @@ data = ["{compare}/out"]
 struct Any;
 
 impl Commands for Any {
-    fn version(&self) -> String {
-        "1".into()
+    fn version(&self, _: &mut Checksums) -> Result<String> {
+        Ok("1".into())
     }
 
     fn check(&self, _: &Stage, _: &Recipe) -> Result<()> {
@@ -62,6 +62,10 @@ enum Fate {
     Half,
     /// Killed at its very end, before anybody wrote down that it was done.
     Late,
+    /// Refused for a reason outside: a budget that is spent, a key that is not there.
+    Refused,
+    /// Done but for one of 20 rows.
+    Lame,
 }
 
 /// Processes that write what they are made from, hashed.
@@ -117,19 +121,36 @@ impl Runner for Fake {
             self.resumed += usize::from(out.exists());
         } else if !is_resumed {
             assert!(!out.exists(), "{} is not empty", job.output.display());
-        } else if !out.exists() {
-            return Ok(Ended { code: Some(REFUSED), peak_memory: None });
+        }
+        if fate == Fate::Refused {
+            fs::write(&job.stdout, "{\"error\": {\"message\": \"the budget is spent\"}}\n")
+                .unwrap();
+            return Ok(Ended { code: Some(2), peak_memory: None });
+        }
+        fs::create_dir_all(&job.output).unwrap();
+        let is_training = job.arguments.contains(&"--config".to_string());
+        let settings = if is_training { "config.toml" } else { "out.settings.json" };
+        // Results begin later than runs.
+        if fate != Fate::Early || is_training {
+            fs::write(job.output.join(settings), "").unwrap();
         }
         if fate != Fate::Early {
-            fs::create_dir_all(&job.output).unwrap();
             let half = &made[..if fate == Fate::Half { 10 } else { made.len() }];
             fs::write(&out, half).unwrap();
-        } else {
-            fs::create_dir_all(&job.output).unwrap();
-            fs::write(job.output.join("config.toml"), "").unwrap();
         }
-        fs::write(&job.stdout, "noise\n{\"tasks\": [{\"task\": \"t\", \"acc\": 0.5}]}\n").unwrap();
-        let code = if fate == Fate::Done { Some(0) } else { None };
+        let mut said = String::from(
+            "noise\n{\"tasks\": [{\"task\": \"t\", \"acc\": 0.5, \"rows\": 10, \"unscored\": 1}], \
+             \"settings\": {\"num_completions\": 2}}\n",
+        );
+        if fate == Fate::Lame {
+            said += "{\"error\": {\"message\": \"1 completion could not be judged\"}}\n";
+        }
+        fs::write(&job.stdout, said).unwrap();
+        let code = match fate {
+            Fate::Done => Some(0),
+            Fate::Lame => Some(1),
+            _ => None,
+        };
         Ok(Ended { code, peak_memory: Some(1 << 20) })
     }
 }
@@ -225,9 +246,7 @@ fn killed_anywhere_it_comes_to_the_same() {
                 found
             };
             assert_eq!(contents(place.outputs()), contents(whole.outputs()), "{at} {fate:?}");
-            // One that found nothing to go on from was begun twice.
-            let twice = usize::from(second.ran.get(1) == second.ran.first());
-            assert_eq!(second.ran.len(), stages - at + twice, "{at} {fate:?}");
+            assert_eq!(second.ran.len(), stages - at, "{at} {fate:?}");
         }
     }
     assert!(resumed > stages, "{resumed}");
@@ -244,6 +263,67 @@ fn what_goes_on_by_itself_keeps_what_it_has() {
     };
     assert_eq!(run_it(Some((0, Fate::Half))), (false, 0));
     assert_eq!(run_it(None), (true, 1));
+}
+
+#[test]
+fn a_stage_that_is_refused_keeps_what_it_has() {
+    let one = |name: &str, more: &str| {
+        format!("model = 'MODEL'\n[[stage]]\nname = '{name}'\n{more} = 'DATA'\n")
+    };
+    for recipe in [one("synth", "pipeline"), one("sample", "data"), one("sft", "data")] {
+        let place = Place::new();
+        let run_it = |fate| {
+            let mut fake = place.fake(Some((0, fate)));
+            let mut plan = place.plan_of(&recipe);
+            let outcome = run(&mut plan, &mut fake, &mut Silent, &Interrupt::new());
+            (outcome.map_err(|error| format!("{error:?}")), fake.resumed)
+        };
+        assert!(run_it(Fate::Half).0.is_err());
+        let half = place.outputs();
+        assert_eq!(half.len(), 1);
+        let (refused, _) = run_it(Fate::Refused);
+        assert!(refused.unwrap_err().contains("the budget is spent"));
+        assert_eq!(place.outputs(), half, "{recipe}");
+        let (done, resumed) = run_it(Fate::Done);
+        assert!(done.is_ok() && resumed == 1, "{recipe}");
+    }
+}
+
+#[test]
+fn a_share_of_the_rows_may_fail_where_the_recipe_says_so() {
+    let place = Place::new();
+    for (failures, is_accepted) in
+        [("", false), ("failures = 0.04", false), ("failures = 0.05", true)]
+    {
+        let recipe = format!("model = 'MODEL'\n{failures}\n[[stage]]\nname = 'eval'\n");
+        let mut plan = place.plan_of(&recipe);
+        let mut told = Recorded::default();
+        let mut fake = place.fake(Some((0, Fate::Lame)));
+        let outcome = run(&mut plan, &mut fake, &mut told, &Interrupt::new());
+        assert_eq!(outcome.is_ok(), is_accepted, "{failures}: {outcome:?}");
+        let note = "1 of 20 failed; up to that share are accepted";
+        assert_eq!(told.notes.iter().any(|told| told == note), is_accepted, "{told:?}");
+        if let Err(error) = outcome {
+            assert!(format!("{error:?}").contains("could not be judged"), "{error:?}");
+        }
+    }
+    let page = fs::read_to_string(place.dir.path().join("run/report.html")).unwrap();
+    assert!(page.contains("1 of 20 failed"), "{page}");
+}
+
+#[test]
+fn the_recipe_that_is_kept_has_what_was_set_since() {
+    let text = "# mine\nmodel = \"a\"\nrounds = 2\n[[stage]]\nname = \"sft\"\nrounds = \"2-\"\n\
+                [[stage]]\nname = \"dpo\"\nrounds = 1\n";
+    let mut recipe = Recipe::parse(text, Path::new("r.toml")).unwrap();
+    assert_eq!(recipe.resolved(), text);
+    (recipe.model, recipe.seed) = ("b".into(), 3);
+    recipe.set_rounds(4);
+    let again = Recipe::parse(&recipe.resolved(), Path::new("r.toml")).unwrap();
+    assert_eq!((&again.model[..], again.seed, again.rounds), ("b", 3, 4));
+    assert_eq!(again.stages[0].rounds, (2, 4));
+    assert_eq!(again.stages[1].rounds, (1, 1));
+    assert!(recipe.resolved().contains("# mine\n"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod child;
 mod commands;
-mod predict;
+pub mod predict;
 
 use std::fs::{File, TryLockError};
 use std::io::Write;

@@ -14,6 +14,7 @@ use halter_distill::cross::CrossTokenizer;
 use halter_distill::inside::{InsideDistance, LayerMap};
 use halter_sft::config::SftOptions;
 
+use crate::align::predict::Work;
 use crate::data::word;
 use crate::sft::SftArgs;
 use crate::train::{self, MethodArgs};
@@ -178,6 +179,17 @@ impl MethodArgs for DistillArgs {
         options.mask = rows.mask;
         options.train_on_trailing = rows.train_on_trailing;
         options.completion_only_loss = rows.completion_only_loss;
+    }
+}
+
+impl Args {
+    /// What is done in place of training; `None` where nothing can be said of it.
+    pub fn work(&self) -> anyhow::Result<Option<Work>> {
+        match &self.command {
+            None => Ok(None),
+            Some(Command::Init(args)) => args.work().map(Some),
+            Some(Command::Capture(args)) => args.work(),
+        }
     }
 }
 

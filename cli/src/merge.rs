@@ -154,6 +154,14 @@ impl Settings {
     }
 }
 
+impl Args {
+    /// The models that are read.
+    pub fn models(&self) -> Vec<String> {
+        let models = self.model.iter().map(|spec| split_weight(spec).0.to_string());
+        models.chain(self.settings.base.clone()).collect()
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();

@@ -131,6 +131,160 @@ fn a_recipe_is_done_once_and_damage_is_mended() {
     let mended = ran(&place, &[]);
     assert_eq!((&mended["ran"], &mended["cached"]), (&1.into(), &11.into()));
     assert_eq!(outputs(place.root()), before);
+
+    // Another program may come to another result.
+    let mut other = fs::read(env!("CARGO_BIN_EXE_halter")).unwrap();
+    other.push(0);
+    place.write("halter", other);
+    let path = place.path("halter");
+    fs::set_permissions(&path, fs::metadata(env!("CARGO_BIN_EXE_halter")).unwrap().permissions())
+        .unwrap();
+    let planned = std::process::Command::new(path)
+        .current_dir(place.root())
+        .args(["align", "small.toml", "--dry-run", "--json"])
+        .output()
+        .unwrap();
+    let planned: Value = serde_json::from_slice(&planned.stdout).unwrap();
+    assert_eq!(planned["left"], 12);
+}
+
+/// A teacher's rows, a student cut out of it, and what the teacher says of the rows.
+const TAUGHT: &str = r#"model = "bundled"
+output = "run"
+rounds = 2
+
+[[stage]]
+name = "synth"
+pipeline = "pipeline.toml"
+
+[[stage]]
+name = "student"
+kind = "distill init"
+teacher = "{base}"
+drop_every = 2
+
+[[stage]]
+name = "capture"
+kind = "distill capture"
+model = "{base}"
+data = ["{synth}/rows.jsonl"]
+top_k = 8
+
+[[stage]]
+name = "distill"
+model = "{student}"
+teacher_logps = "{capture}"
+data = ["{synth}/rows.jsonl"]
+max_steps = 2
+batch_size = 2
+"#;
+
+const PIPELINE: &str = r#"[teachers.bundled]
+local = "bundled"
+budget = { requests = 1000 }
+
+[[step]]
+kind = "rows"
+input = "rows.jsonl"
+limit = 3
+
+[[step]]
+kind = "answer"
+temperature = 1.0
+max_new_tokens = 24
+"#;
+
+#[test]
+fn teachers_and_students_are_stages_and_nothing_is_asked_twice() {
+    let place = place();
+    place.write("taught.toml", TAUGHT);
+    place.write("pipeline.toml", PIPELINE);
+    let align = |more: &[&str]| {
+        let arguments = [&["align", "taught.toml", "--json"], more].concat();
+        let output = halter_in(place.root(), &arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let done = align(&[]);
+    // The student is the same in both rounds.
+    assert_eq!((&done["ran"], &done["cached"]), (&7.into(), &1.into()));
+    let stages = done["stages"].as_array().unwrap();
+    let directory = |at: usize| place.root().join(stages[at]["directory"].as_str().unwrap());
+    assert_eq!((&stages[0]["kind"], &stages[4]["kind"]), (&"synth".into(), &"synth".into()));
+    let rows = |at: usize| fs::read_to_string(directory(at).join("rows.jsonl")).unwrap();
+    assert_ne!(rows(0), rows(4), "every round draws anew");
+    assert!(directory(2).join("teacher.logps").exists());
+    assert!(directory(7).join("model.safetensors").exists());
+    let answers = place.read("run/teachers/bundled/answers.jsonl");
+
+    // Another budget buys nothing again, and neither does a stage that is lost.
+    place.write("pipeline.toml", PIPELINE.replace("1000", "2000"));
+    assert_eq!(align(&[])["ran"], 0);
+    let first = rows(0);
+    fs::remove_dir_all(directory(0)).unwrap();
+    fs::remove_dir_all(directory(2)).unwrap();
+    fs::remove_dir_all(directory(1)).unwrap();
+    assert_eq!(align(&[])["ran"], 3);
+    assert_eq!(rows(0), first);
+    assert!(place.read("run/teachers/bundled/answers.jsonl") == answers);
+
+    fs::remove_dir_all(directory(2)).unwrap();
+    fs::remove_dir_all(directory(1)).unwrap();
+    let planned = align(&["--dry-run"]);
+    for at in [1, 2] {
+        let stage = &planned["stages"][at];
+        assert!(stage["peak_bytes"].as_u64().unwrap() > 1 << 20, "{stage}");
+        assert!(stage["seconds"].as_f64().unwrap() > 0.0, "{stage}");
+        assert!(stage["disk_bytes"].as_u64().unwrap() > 100, "{stage}");
+    }
+}
+
+#[test]
+fn a_base_without_a_chat_template_is_compared_on_the_tokens_of_the_trained() {
+    let place = place();
+    fs::create_dir(place.path("plain")).unwrap();
+    for entry in fs::read_dir(root().join("examples/bundled")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name != "chat_template.jinja" && !name.ends_with(".jsonl") {
+            fs::copy(&path, place.path("plain").join(name)).unwrap();
+        }
+    }
+    let template = fs::read(root().join("examples/bundled/chat_template.jinja")).unwrap();
+    place.write("mine.jinja", template);
+    let problem =
+        |i: usize| format!("{{\"prompt\":\"What is {i} + 2?\",\"answer\":\"{}\"}}\n", i + 2);
+    place.write("problems.jsonl", (0..8).map(problem).collect::<String>());
+    place.write(
+        "plain.toml",
+        r#"model = "plain"
+output = "run"
+
+[eval]
+task = ["problems.jsonl"]
+scorer = ["numeric"]
+num_completions = 2
+max_new_tokens = 12
+
+[[stage]]
+name = "sft"
+model = "{base}"
+chat_template = "mine.jinja"
+data = ["rows.jsonl"]
+max_steps = 2
+batch_size = 2
+"#,
+    );
+    let output = halter_in(place.root(), &["align", "plain.toml", "--seed", "7", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let stages = done["stages"].as_array().unwrap();
+    assert_eq!(stages[3]["kind"], "drift");
+    let drift = stages[3]["directory"].as_str().unwrap();
+    let drift: Value = serde_json::from_str(&place.text(&format!("{drift}/drift.json"))).unwrap();
+    assert!(drift["per_completion"].is_number(), "{drift}");
+    assert_eq!((&drift["completions"], &drift["prompts"]), (&16.into(), &8.into()));
+    assert!(place.text("run/recipe.toml").contains("seed = 7"));
 }
 
 #[test]
@@ -235,6 +389,12 @@ fn every_recipe_of_the_repository_can_be_planned_without_its_models() {
         let stages = plan["stages"].as_array().unwrap();
         let missing = stages.iter().any(|stage| stage["missing"] != Value::Array(Vec::new()));
         assert_eq!(missing, name != "bundled.toml", "{name}");
+        let kinds: Vec<&str> = stages.iter().filter_map(|stage| stage["kind"].as_str()).collect();
+        if name == "llama-3.1-405b-teacher.toml" {
+            for kind in ["synth", "distill capture", "distill", "sft", "dpo"] {
+                assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+            }
+        }
         planned += 1;
     }
     assert_eq!(planned, 4);

@@ -32,7 +32,8 @@ struct Answer {
     right: Option<bool>,
 }
 
-/// The first prompts of the first task of `[eval]`, with what every measured model said.
+/// The first prompts of the first task of `[eval]` with completions, and what every measured model
+/// said.
 ///
 /// # Errors
 /// Files that cannot be read.
@@ -53,7 +54,8 @@ pub fn collect(plan: &Plan) -> Result<Vec<Sample>> {
         let node = &plan.graph.nodes[at];
         let name = node.name.strip_prefix("eval-").unwrap_or(&node.name);
         let who = super::label(name, node.round, plan.recipe.rounds);
-        let Some(path) = files(&plan.steps[at].directory).into_iter().next() else { continue };
+        let mut files = files(&plan.steps[at].directory).into_iter();
+        let Some(path) = files.find(|path| has_completions(path)) else { continue };
         for (number, line) in lines(&path)?.take(PROMPTS).enumerate() {
             let line = line?;
             let Some(said) = line["completions"].get(0) else { continue };
@@ -98,6 +100,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     });
     found.sort();
     found
+}
+
+/// Whether the lines are of completions, not of choices.
+fn has_completions(path: &Path) -> bool {
+    let first = lines(path).ok().and_then(|mut lines| lines.next()?.ok());
+    first.is_some_and(|line| line.get("completions").is_some())
 }
 
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<Value>>> {

@@ -1,6 +1,7 @@
 //! What this binary's commands say of the stages of a recipe.
 
 use clap::{CommandFactory, Parser};
+use halter_align::inputs::Checksums;
 use halter_align::kind::{Form, Kind};
 use halter_align::recipe::{Recipe, Stage, nearest};
 use halter_align::{Commands, Prediction, run::flags};
@@ -31,8 +32,10 @@ pub struct Binary {
 type RewardOptions = <Reward as Method>::Options;
 
 impl Commands for Binary {
-    fn version(&self) -> String {
-        env!("CARGO_PKG_VERSION").into()
+    fn version(&self, checksums: &mut Checksums) -> Result<String> {
+        let program = std::env::current_exe()
+            .map_err(|error| Error::config("cannot tell where this program is").because(error))?;
+        checksums.of(&program)
     }
 
     fn check(&self, stage: &Stage, recipe: &Recipe) -> Result<()> {
@@ -91,6 +94,7 @@ fn of_training<M: Method>(
         peak_bytes: prepared.plan.peak_bytes(),
         seconds: prepared.plan.seconds_per_step * prepared.total_steps as f64,
         is_bound: false,
+        writes: None,
     }))
 }
 

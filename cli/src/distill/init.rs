@@ -18,6 +18,7 @@ use halter_distill::narrow::{Narrowed, Widths};
 use serde_json::json;
 
 use super::shown;
+use crate::align::predict::{Reading, Work, tokens_of};
 use crate::export::{self, Export};
 use crate::{Context, interrupt, progress};
 
@@ -74,6 +75,28 @@ impl Which {
             (None, None, Some(count)) => Blocks::Spread(count),
             (None, None, None) => Blocks::All,
         }
+    }
+}
+
+impl Args {
+    /// What it will do; of a narrower student, what the teacher reads takes longest.
+    pub fn work(&self) -> anyhow::Result<Work> {
+        let (mut tokens, mut rows) = (0, 0);
+        for name in &self.data {
+            let set = Dataset::open(&DataSpec::from_str(name)?.path, &DataOptions::default())?;
+            tokens += tokens_of(&set)?;
+            rows += set.len();
+        }
+        if rows == 0 {
+            return Ok(Work::Copy(vec![self.teacher.clone()]));
+        }
+        Ok(Work::Read(Reading {
+            models: vec![self.teacher.clone()],
+            tokens: tokens * self.max_rows.min(rows) / rows,
+            together: MICROBATCH_TOKENS,
+            ceiling: None,
+            kept: 0,
+        }))
     }
 }
 

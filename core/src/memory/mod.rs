@@ -1,5 +1,6 @@
 //! Buffers that are used again, and how much memory a run will need.
 
+pub mod copying;
 pub mod generation;
 pub mod layered;
 pub(crate) mod pages;
