@@ -33,9 +33,9 @@ fn prompts_that_are_scored_hold_nobody_up() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         body
     };
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let (server, scored) = (&server, &scored);
-        let done = &AtomicBool::new(false);
+        let (server, scored, done) = (&server, &scored, &done);
         for _ in 0..2 {
             scope.spawn(move || {
                 while !done.load(Ordering::SeqCst) {
