@@ -444,7 +444,7 @@ fn what_a_judge_failed_on_is_scored_by_a_resumed_run() {
     // A judge that is asked otherwise is another scorer.
     judge("http://127.0.0.1:1/v1", "template = 'Rate {completion}.'");
     let (code, told) = judged(&place, &["--resume"]);
-    assert_eq!(code, Some(1), "{told}");
+    assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("`scorer_fingerprints` is"), "{told}");
 }
 
@@ -459,7 +459,7 @@ fn a_schema_that_was_changed_is_another_scorer() {
     done(&halter_in(place.root(), &[&options[..], &more, &["--resume"]].concat()));
     place.write("schema.json", "false");
     let output = halter_in(place.root(), &[&options[..], &more, &["--resume"]].concat());
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("`scorer_fingerprints` is"), "{}", text(&output.stderr));
 }
 

@@ -311,6 +311,7 @@ fn offsets_are_those_of_the_text_although_the_tokenizer_adds_to_it() {
     let told = |prompt: Value| {
         let body = json!({
             "model": "model", "prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 1,
+            "temperature": 0,
         });
         let chunks = server.stream(TEXT, &body);
         let answer = server.good(TEXT, &body)["choices"][0].clone();
