@@ -20,6 +20,8 @@ const LEAST_TOKENS: usize = 512;
 const ACTIVATION_TARGET: usize = 256 << 20;
 /// A microbatch that is chosen has room for a step of this many times the mean.
 const STEP_ROOM: f64 = 2.0;
+/// By so many standard deviations the largest of a run's steps is above the mean.
+const LARGE_STEP: f64 = 3.0;
 /// Share of the measured product speed that a whole step reaches.
 const STEP_EFFICIENCY: f64 = 0.9;
 /// Time of an operation of attention, in those of a large product.
@@ -34,6 +36,8 @@ pub struct PlanInput {
     pub rows_per_step: usize,
     /// Tokens of an average row.
     pub mean_row: f64,
+    /// Standard deviation of a row's tokens.
+    pub row_deviation: f64,
     /// Longest row that may come, in tokens.
     pub longest_row: usize,
     /// Share of the tokens that are trained.
@@ -53,6 +57,13 @@ impl PlanInput {
     /// Tokens of an average step.
     fn tokens_per_step(&self) -> f64 {
         self.mean_row * self.rows_per_step as f64
+    }
+
+    /// Tokens of the largest step that is likely.
+    fn tokens_of_large_step(&self) -> f64 {
+        let deviation = self.row_deviation * (self.rows_per_step as f64).sqrt();
+        let most = (self.longest_row * self.rows_per_step) as f64;
+        (self.tokens_per_step() + LARGE_STEP * deviation).min(most.max(self.tokens_per_step()))
     }
 }
 
@@ -111,9 +122,10 @@ impl Plan {
         };
         // A row longer than the microbatch is a microbatch of its own.
         let step = (input.tokens_per_step().ceil() as usize).max(1);
+        let large_step = (input.tokens_of_large_step().ceil() as usize).max(1);
         let tokens = match input.optimizer_in_backward || needs.whole_step {
-            true => step,
-            false => microbatch_tokens.max(input.longest_row).min(step),
+            true => large_step,
+            false => microbatch_tokens.max(input.longest_row).min(large_step),
         };
         let evaluation_tokens = step.max(LEAST_TOKENS).min(microbatch_tokens);
         let available = if model.device().is_cpu() { available_memory() } else { None };
@@ -336,6 +348,7 @@ mod tests {
         microbatch_tokens: 0,
         rows_per_step: 11,
         mean_row: 100.0,
+        row_deviation: 0.0,
         longest_row: 512,
         trained_share: 0.5,
         keep_blocks: Some(0),
@@ -360,6 +373,24 @@ mod tests {
         assert_eq!(chosen(1e6, 0), (8192, 8192));
         assert_eq!(chosen(100.0, 7000), (7000, 1100), "the user's own");
         assert_eq!(chosen(100.0, 64), (64, 64));
+    }
+
+    #[test]
+    fn rows_of_unequal_lengths_need_room_for_large_steps() {
+        let model = model();
+        let tokens = |row_deviation, longest_row| {
+            let input = PlanInput { row_deviation, longest_row, ..INPUT };
+            input.tokens_of_large_step() as usize
+        };
+        // 1100 + 3 × 50 × √11.
+        assert_eq!((tokens(0.0, 512), tokens(50.0, 512)), (1100, 1597));
+        assert_eq!(tokens(50.0, 120), 1320, "no more than rows can have");
+        let peak = |row_deviation| {
+            let input = PlanInput { row_deviation, ..INPUT };
+            Plan::new(&model, &Needs::default(), input).peak_bytes()
+        };
+        assert!(peak(50.0) > peak(0.0));
+        assert_eq!(peak(1000.0), peak(2000.0), "no more than a microbatch has");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::train::method::{Figures, Method, RowEncoder};
 use crate::train::progress::{Progress, counted};
 use crate::train::run_dir::{RunFiles, Start};
 use crate::train::source::{Source, SourceSpec};
-use crate::{Error, Result, device};
+use crate::{Result, device};
 
 use super::beginning::Beginning;
 use super::data::Data;
@@ -193,12 +193,9 @@ impl<M: Method> Prepared<M> {
 
 /// Gives the model the head that the method trains.
 fn fit_head<M: Method>(model: &mut Decoder, source: &Source, seed: u64) -> Result<()> {
-    match (M::HEAD, model.config.head) {
-        (Head::Language, Head::Score) => {
-            Err(Error::model("the model is a reward model, which says nothing of the next token")
-                .hint("give the language model that it was made from"))
-        }
-        (Head::Score, _) => {
+    match M::HEAD {
+        Head::Language => model.refuse_reward_model(),
+        Head::Score => {
             let score = match &model.score {
                 Some(score) => score.to_f32()?.to_device(model.device())?,
                 None => {
@@ -212,7 +209,6 @@ fn fit_head<M: Method>(model: &mut Decoder, source: &Source, seed: u64) -> Resul
             model.config.pad_token_id = model.config.pad_token_id.or(padding);
             Ok(())
         }
-        (Head::Language, Head::Language) => Ok(()),
     }
 }
 
@@ -232,13 +228,17 @@ fn plan<M: Method>(
     let tokens = rows.tokens() as f64;
     // A row of several completions may be longer than each of them may be.
     let longest_seen = rows.iter().map(TokenCount::tokens).max().unwrap_or(0);
+    let mean_row = tokens / rows.len().max(1) as f64;
+    let squares = rows.iter().map(|row| (row.tokens() as f64 - mean_row).powi(2));
+    let row_deviation = (squares.sum::<f64>() / rows.len().max(1) as f64).sqrt();
     Ok(Plan::new(
         model,
         &method.needs(),
         PlanInput {
             microbatch_tokens: config.microbatch_tokens,
             rows_per_step: config.batch_size,
-            mean_row: tokens / rows.len().max(1) as f64,
+            mean_row,
+            row_deviation,
             longest_row: config.max_seq_len.max(longest_seen),
             trained_share: rows.trained_tokens() as f64 / tokens.max(1.0),
             keep_blocks: config.keep_blocks,
