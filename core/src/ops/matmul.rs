@@ -9,6 +9,7 @@ mod blocked;
 mod dot;
 mod kernel;
 mod pack;
+mod panels;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod stored_dot;

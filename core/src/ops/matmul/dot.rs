@@ -5,7 +5,7 @@
 //! twice, and the two sums that are left. Neither the tile in which an element is computed nor the
 //! width of a register changes a bit of it.
 
-use super::Into;
+use super::{Into, panels};
 use crate::model::weights::StoredKind;
 use crate::ops::simd::{Isa, LANES};
 
@@ -26,6 +26,8 @@ pub(super) struct Kernel {
     /// Most rows of `x` in a tile.
     pub(super) rows: usize,
     pub(super) run: unsafe fn(&Tile),
+    /// For whole panels of rows of `x`; `None` where `run` is as fast.
+    pub(super) panels: Option<unsafe fn(&panels::Tile)>,
 }
 
 /// The operands of a kernel.
@@ -66,10 +68,11 @@ impl Kernel {
             let avx512 =
                 is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
-                kernels.push(Self { width: 16, rows: 6, run: x86::avx512 });
+                kernels.push(Self { width: 16, rows: 6, run: x86::avx512, panels: None });
             }
             if avx2 {
-                kernels.push(Self { width: 8, rows: 3, run: x86::avx2 });
+                let panels: Option<unsafe fn(&panels::Tile)> = Some(panels::avx2);
+                kernels.push(Self { width: 8, rows: 3, run: x86::avx2, panels });
             }
         }
         kernels.push(Self::PLAIN);
@@ -82,13 +85,13 @@ impl Kernel {
     pub(super) fn of_stored(self, kind: StoredKind, k: usize, rows: usize) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if let Some(run) = super::stored_dot::kernel(kind, k, rows, self.width) {
-            return Some(Self { width: self.width, rows, run });
+            return Some(Self { rows, run, ..self });
         }
         None
     }
 
     /// Works everywhere; the compiler uses what vectors the target always has.
-    pub(super) const PLAIN: Self = Self { width: 4, rows: 4, run: plain };
+    pub(super) const PLAIN: Self = Self { width: 4, rows: 4, run: plain, panels: None };
 }
 
 /// # Safety
@@ -291,7 +294,17 @@ mod x86 {
         }
     }
 
-    // The methods are compiled into the two functions above, which have the instructions.
+    /// The upper eight lanes added to the lower ones.
+    #[inline(always)]
+    fn half(lanes: &[f32; LANES]) -> __m256 {
+        // SAFETY: see below; sixteen lanes are two registers.
+        unsafe {
+            let lower = _mm256_loadu_ps(lanes.as_ptr());
+            _mm256_add_ps(lower, _mm256_loadu_ps(lanes.as_ptr().add(8)))
+        }
+    }
+
+    // This and the methods are compiled into the two functions above, which have the instructions.
 
     impl Vector for __m512 {
         const WIDTH: usize = 16;
@@ -356,12 +369,8 @@ mod x86 {
         #[inline(always)]
         fn totals(lanes: &Lanes) -> [f32; STRIP] {
             let mut totals = [0f32; STRIP];
-            // SAFETY: see above; sixteen lanes are two registers.
+            // SAFETY: see above.
             unsafe {
-                let half = |lanes: &[f32; LANES]| {
-                    let lower = _mm256_loadu_ps(lanes.as_ptr());
-                    _mm256_add_ps(lower, _mm256_loadu_ps(lanes.as_ptr().add(8)))
-                };
                 let pairs = [
                     _mm256_hadd_ps(half(&lanes[0]), half(&lanes[1])),
                     _mm256_hadd_ps(half(&lanes[2]), half(&lanes[3])),

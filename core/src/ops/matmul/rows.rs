@@ -6,23 +6,25 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rayon::prelude::*;
-
-use super::Into;
 use super::dot::{Kernel, STRIP, Tile};
+use super::{Into, panels};
 use crate::Result;
-use crate::model::weights::StoredTensor;
+use crate::model::weights::{StoredKind, StoredTensor};
+use crate::ops::for_each;
 use crate::ops::slices::Shared;
 
 /// Weights that one task multiplies by.
 const TASK: usize = 1 << 15;
 /// Numbers of `x` that stay in the second-level cache.
 const NEAR: usize = 1 << 17;
+/// Rows of the weights that are whole strips of every kernel.
+const STRIPS: usize = 12;
 
 thread_local! {
     static STRIP_WIDENED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// The rows of a matrix.
@@ -56,19 +58,38 @@ fn products_with(kernel: Kernel, x: &[f32], k: usize, products: Vec<Product>) ->
         return Ok(());
     }
     let works: Vec<Work> = products.into_iter().map(|product| Work::new(product, m, k)).collect();
-    let step = (TASK / k).max(1).next_multiple_of(STRIP);
+    let step = (TASK / k).max(1).next_multiple_of(STRIPS);
     let tasks = works.iter().flat_map(|work| {
         (0..work.out).step_by(step).map(move |row| (work, row..(row + step).min(work.out)))
     });
-    tasks.collect::<Vec<_>>().into_par_iter().with_max_len(1).try_for_each(|(work, rows)| {
+    let tasks: Vec<(&Work, Range<usize>)> = tasks.collect();
+    let mut packed = PANELS.take();
+    let in_panels = kernel.panels.map_or(0, |_| x.len() / (panels::ROWS * k) * panels::ROWS * k);
+    if in_panels > 0 {
+        panels::pack(x, k, &mut packed);
+    }
+    let (packed_x, rest) = (&packed[..in_panels], &x[in_panels..]);
+    let failed = Mutex::new(Ok(()));
+    for_each(tasks.len(), |task| {
+        let (work, rows) = &tasks[task];
         let mut widened = STRIP_WIDENED.take();
-        if widened.len() < STRIP * k {
-            widened.resize(STRIP * k, 0.0);
+        let strip = STRIP.max(panels::STRIP);
+        if widened.len() < strip * k {
+            widened.resize(strip * k, 0.0);
         }
-        let done = work.run(kernel, x, rows, &mut widened);
+        let done = match kernel.panels {
+            Some(run) => work.run_panels(run, packed_x, rows.clone(), &mut widened),
+            None => Ok(()),
+        };
+        let done =
+            done.and_then(|()| work.run(kernel, rest, in_panels / k, rows.clone(), &mut widened));
         STRIP_WIDENED.set(widened);
-        done
-    })
+        if done.is_err() {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = done;
+        }
+    });
+    PANELS.set(packed);
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A product that several tasks share.
@@ -92,11 +113,65 @@ impl<'a> Work<'a> {
         Self { weights, out, k, into, y: Shared::new(y) }
     }
 
-    /// The columns `rows` of the result.
+    /// The columns `rows` of the result, in the rows of `packed`.
+    fn run_panels(
+        &self,
+        run: unsafe fn(&panels::Tile),
+        packed: &[f32],
+        rows: Range<usize>,
+        widened: &mut [f32],
+    ) -> Result<()> {
+        let Self { k, out, into, .. } = *self;
+        let panels = packed.chunks_exact(panels::ROWS * k);
+        let count = panels.len();
+        if count == 0 {
+            return Ok(());
+        }
+        for first in rows.clone().step_by(panels::STRIP) {
+            let cols = panels::STRIP.min(rows.end - first);
+            // Rows beyond the last are read from the last, and not written.
+            let row = |i: usize| i.min(cols - 1);
+            let of = |strip: &[f32]| std::array::from_fn(|i| strip[row(i) * k..].as_ptr());
+            let weights = match self.weights {
+                Rows::Plain(weights) => of(&weights[first * k..]),
+                Rows::Stored(stored) if stored.kind() == StoredKind::F32 => {
+                    std::array::from_fn(|i| stored.row_bytes(first + row(i)).as_ptr().cast())
+                }
+                Rows::Stored(stored) => {
+                    let widened = &mut widened[..cols * k];
+                    stored.read_rows_into(first..first + cols, widened)?;
+                    of(widened)
+                }
+            };
+            let next = self.next_strip(first, panels::STRIP);
+            let place = |panel: usize| panel * next.len() / count;
+            for (i, panel) in panels.clone().enumerate() {
+                // SAFETY: no other task has these columns of the result.
+                let y = unsafe { self.y.from(i * panels::ROWS * out + first) };
+                assert!(y.len() >= (panels::ROWS - 1) * out + cols, "panel beyond the result");
+                let tile = panels::Tile {
+                    k,
+                    weights,
+                    panel: panel.as_ptr(),
+                    y: y.as_mut_ptr(),
+                    y_stride: out,
+                    cols,
+                    into,
+                    fetch: &next[place(i)..place(i + 1)],
+                };
+                // SAFETY: the slices above are as long as the tile says.
+                unsafe { run(&tile) };
+            }
+        }
+        Ok(())
+    }
+
+    /// The columns `rows` of the result, in the rows of `x`, of which the first is row `above`.
     fn run(
         &self,
         kernel: Kernel,
         x: &[f32],
+        above: usize,
         rows: Range<usize>,
         widened: &mut [f32],
     ) -> Result<()> {
@@ -107,7 +182,7 @@ impl<'a> Work<'a> {
         let near = (NEAR / self.k).max(1).next_multiple_of(kernel.rows);
         for (part, x) in x.chunks(near * self.k).enumerate() {
             let run = |kernel, strip, first, cols| {
-                self.run_strip(kernel, x, part * near, strip, first, cols);
+                self.run_strip(kernel, x, above + part * near, strip, first, cols);
             };
             for first in rows.clone().step_by(STRIP) {
                 let cols = STRIP.min(rows.end - first);
@@ -136,14 +211,14 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// As many rows after row `first` as belong to a strip, as they are held.
-    fn next_strip(&self, first: usize) -> &'a [u8] {
+    /// As many rows after row `first` as belong to a strip of `len`, as they are held.
+    fn next_strip(&self, first: usize, len: usize) -> &'a [u8] {
         let bytes = match self.weights {
             Rows::Plain(weights) => bytemuck::cast_slice(weights),
             Rows::Stored(stored) => stored.bytes(),
         };
         let of_rows = |rows: usize| (rows.min(self.out)) * (bytes.len() / self.out);
-        &bytes[of_rows(first + STRIP)..of_rows(first + 2 * STRIP)]
+        &bytes[of_rows(first + len)..of_rows(first + 2 * len)]
     }
 
     /// The columns of the result from `col` on that belong to a strip of `weights`, in the rows of `x`, of which
@@ -160,7 +235,7 @@ impl<'a> Work<'a> {
         let Self { k, out, into, .. } = *self;
         let rows = x.len() / k;
         let tiles = rows.div_ceil(kernel.rows);
-        let next = self.next_strip(col);
+        let next = self.next_strip(col, STRIP);
         let place = |tile: usize, whole: usize| tile * whole / tiles;
         for tile in 0..tiles {
             let (start, end) = (place(tile, rows), place(tile + 1, rows));
@@ -223,10 +298,10 @@ mod tests {
     fn every_kernel_in_every_tile_gives_the_bits_of_the_plain_loop() {
         let kernels = Kernel::all();
         let mut cases = 0;
-        // `k` off the lanes, `out` off the strips; the last has more rows of `x` than stay near.
-        for (k, out) in [(1, 1), (15, 3), (16, 4), (33, 9), (576, 70), (7000, 6)] {
+        // `k` off the lanes and blocks, `out` off the strips; the last has more rows of `x` than stay near.
+        for (k, out) in [(1, 1), (15, 3), (16, 4), (33, 9), (576, 70), (1201, 13), (7000, 6)] {
             let weights = numbers(k * out, 1);
-            for m in [1, 2, 3, 4, 5, 6, 7, 13, 64] {
+            for m in [1, 2, 3, 4, 5, 6, 7, 13, 37, 64] {
                 let x = numbers(k * m, 2);
                 let rows = x.chunks(k).flat_map(|x| weights.chunks(k).map(|w| dot(x, w)));
                 let want: Vec<f32> = rows.collect();
@@ -237,7 +312,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(cases, 54 * kernels.len());
+        assert_eq!(cases, 70 * kernels.len());
     }
 
     #[test]

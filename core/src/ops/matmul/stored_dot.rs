@@ -4,14 +4,14 @@
 #![allow(clippy::undocumented_unsafe_blocks, reason = "said once, above the formats")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m512, _mm_add_epi8, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_cvtss_f32, _mm_loadu_si128, _mm_set1_epi8, _mm_srli_epi16, _mm_unpackhi_epi64,
-    _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_mul_ps, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps,
-    _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_storeu_ps,
+    __m128, __m128i, __m256, __m512, _mm_add_epi8, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_set1_epi8, _mm_srli_epi16, _mm_unpackhi_epi64,
+    _mm256_add_ps, _mm256_broadcastss_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_mul_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm512_add_ps, _mm512_broadcastss_ps, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mul_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use candle_core::quantized::GgmlDType;
@@ -79,7 +79,7 @@ unsafe fn avx2<F: Format>(tile: &Tile) {
 unsafe fn run<W: Sixteen, F: Format, const ROWS: usize>(tile: &Tile) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[W::splat(0.0); STRIP]; ROWS];
+        let mut sums = [[W::zero(); STRIP]; ROWS];
         let mut fetched = 0;
         for block in 0..tile.k / BLOCK {
             if fetched < tile.fetch.len() {
@@ -88,9 +88,11 @@ unsafe fn run<W: Sixteen, F: Format, const ROWS: usize>(tile: &Tile) {
                 }
                 fetched += STRIP * F::BYTES;
             }
-            let at = |j: usize| tile.x.add(j * tile.k + block * BLOCK);
-            let x: [[W; 2]; ROWS] =
-                std::array::from_fn(|j| [W::load(at(j)), W::load(at(j).add(LANES))]);
+            let mut x = [[W::zero(); 2]; ROWS];
+            for (j, x) in x.iter_mut().enumerate() {
+                let at = tile.x.add(j * tile.k + block * BLOCK);
+                *x = [W::load(at), W::load(at.add(LANES))];
+            }
             for (i, weights) in tile.weights.iter().enumerate() {
                 let [lower, upper] = F::widen::<W>(weights.add(block * F::BYTES));
                 for (sums, x) in sums.iter_mut().zip(x) {
@@ -129,7 +131,7 @@ struct Q4<const BYTES: usize>;
 struct Q8;
 
 // Every `unsafe` below rests on the caller's promise, and on this: the methods are compiled into the
-// two functions above, which have the instructions.
+// two functions above, which have the instructions. Closures may not be, so there are none.
 
 impl Format for F32 {
     const BYTES: usize = 4 * BLOCK;
@@ -164,16 +166,20 @@ impl<const SIZE: usize> Format for Q4<SIZE> {
     #[inline(always)]
     unsafe fn widen<W: Sixteen>(at: *const u8) -> [W; 2] {
         unsafe {
-            let scale = W::splat(half(at));
             let low = _mm_set1_epi8(15);
             let both = _mm_loadu_si128(at.add(SIZE - 16).cast());
-            let quants = [_mm_and_si128(both, low), _mm_and_si128(_mm_srli_epi16::<4>(both), low)];
+            let lower = _mm_and_si128(both, low);
+            let upper = _mm_and_si128(_mm_srli_epi16::<4>(both), low);
             if SIZE == 20 {
-                let least = W::splat(half(at.add(2)));
-                quants.map(|quants| W::from_i8(quants).mul(scale).add(least))
+                let halves = _mm_cvtsi32_si128(at.cast::<i32>().read_unaligned());
+                let both = _mm_cvtph_ps(halves);
+                let (scale, least) = (W::of_first(both), W::of_first(_mm_movehdup_ps(both)));
+                let lower = W::from_i8(lower).mul(scale).add(least);
+                [lower, W::from_i8(upper).mul(scale).add(least)]
             } else {
-                let eight = _mm_set1_epi8(-8);
-                quants.map(|quants| W::from_i8(_mm_add_epi8(quants, eight)).mul(scale))
+                let (scale, eight) = (scale(at), _mm_set1_epi8(-8));
+                let lower = W::from_i8(_mm_add_epi8(lower, eight)).mul(scale);
+                [lower, W::from_i8(_mm_add_epi8(upper, eight)).mul(scale)]
             }
         }
     }
@@ -185,25 +191,27 @@ impl Format for Q8 {
     #[inline(always)]
     unsafe fn widen<W: Sixteen>(at: *const u8) -> [W; 2] {
         unsafe {
-            let scale = W::splat(half(at));
-            let quants = |from: usize| W::from_i8(_mm_loadu_si128(at.add(from).cast()));
-            [quants(2).mul(scale), quants(18).mul(scale)]
+            let scale = scale::<W>(at);
+            let lower = W::from_i8(_mm_loadu_si128(at.add(2).cast()));
+            [lower.mul(scale), W::from_i8(_mm_loadu_si128(at.add(18).cast())).mul(scale)]
         }
     }
 }
 
-/// A 16-bit float.
+/// The 16-bit float at `at`, everywhere.
 #[inline(always)]
-unsafe fn half(at: *const u8) -> f32 {
+unsafe fn scale<W: Sixteen>(at: *const u8) -> W {
     unsafe {
         let bits = at.cast::<u16>().read_unaligned();
-        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+        W::of_first(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
     }
 }
 
 /// Sixteen numbers in registers.
 trait Sixteen: Copy {
-    fn splat(x: f32) -> Self;
+    fn zero() -> Self;
+    /// The first number of `x`, everywhere.
+    fn of_first(x: __m128) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     fn store(self, to: &mut [f32; LANES]);
     fn from_i8(quants: __m128i) -> Self;
@@ -217,8 +225,13 @@ trait Sixteen: Copy {
 
 impl Sixteen for __m512 {
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        unsafe { _mm512_set1_ps(x) }
+    fn zero() -> Self {
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn of_first(x: __m128) -> Self {
+        unsafe { _mm512_broadcastss_ps(x) }
     }
 
     #[inline(always)]
@@ -267,8 +280,13 @@ impl Sixteen for __m512 {
 
 impl Sixteen for [__m256; 2] {
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        unsafe { [_mm256_set1_ps(x); 2] }
+    fn zero() -> Self {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    fn of_first(x: __m128) -> Self {
+        unsafe { [_mm256_broadcastss_ps(x); 2] }
     }
 
     #[inline(always)]
@@ -287,38 +305,45 @@ impl Sixteen for [__m256; 2] {
     #[inline(always)]
     fn from_i8(quants: __m128i) -> Self {
         unsafe {
-            [quants, _mm_unpackhi_epi64(quants, quants)]
-                .map(|eight| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)))
+            let upper = _mm_unpackhi_epi64(quants, quants);
+            let lower = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quants));
+            [lower, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(upper))]
         }
     }
 
     #[inline(always)]
     unsafe fn from_bf16(from: *const u8) -> Self {
         unsafe {
-            [from, from.add(16)].map(|from| {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            })
+            let lower = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(16).cast()));
+            let lower = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(lower));
+            [lower, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))]
         }
     }
 
     #[inline(always)]
     unsafe fn from_f16(from: *const u8) -> Self {
-        unsafe { [from, from.add(16)].map(|from| _mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+        unsafe {
+            let lower = _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
+            [lower, _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast()))]
+        }
     }
 
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
-        unsafe { std::array::from_fn(|i| _mm256_mul_ps(self[i], other[i])) }
+        unsafe { [_mm256_mul_ps(self[0], other[0]), _mm256_mul_ps(self[1], other[1])] }
     }
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        unsafe { std::array::from_fn(|i| _mm256_add_ps(self[i], other[i])) }
+        unsafe { [_mm256_add_ps(self[0], other[0]), _mm256_add_ps(self[1], other[1])] }
     }
 
     #[inline(always)]
     fn add_product(self, a: Self, b: Self) -> Self {
-        unsafe { std::array::from_fn(|i| _mm256_fmadd_ps(a[i], b[i], self[i])) }
+        unsafe {
+            let lower = _mm256_fmadd_ps(a[0], b[0], self[0]);
+            [lower, _mm256_fmadd_ps(a[1], b[1], self[1])]
+        }
     }
 }
