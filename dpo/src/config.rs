@@ -190,23 +190,30 @@ impl DpoOptions {
 
     /// A constant that is given and that no loss looks at.
     fn unread_constant(&self) -> Option<&'static str> {
-        let default = Self::default();
-        let constants: [(_, _, fn(PairLoss) -> bool); 4] = [
+        let (default, loss) = (Self::default(), &self.loss);
+        let constants = [
             (
                 "label-smoothing",
                 self.label_smoothing != default.label_smoothing,
-                PairLoss::smooths_labels,
+                loss.any(PairLoss::smooths_labels),
             ),
-            ("simpo-gamma", self.simpo_gamma != default.simpo_gamma, |loss| {
-                loss == PairLoss::Simpo
-            }),
-            ("cpo-alpha", self.cpo_alpha != default.cpo_alpha, |loss| loss == PairLoss::Cpo),
-            ("discopop-tau", self.discopop_tau != default.discopop_tau, |loss| {
-                loss == PairLoss::Discopop
-            }),
+            (
+                "simpo-gamma",
+                self.simpo_gamma != default.simpo_gamma,
+                loss.any(|loss| loss == PairLoss::Simpo),
+            ),
+            (
+                "cpo-alpha",
+                self.cpo_alpha != default.cpo_alpha,
+                loss.any(|loss| loss == PairLoss::Cpo),
+            ),
+            (
+                "discopop-tau",
+                self.discopop_tau != default.discopop_tau,
+                loss.any(|loss| loss == PairLoss::Discopop),
+            ),
         ];
-        let unread =
-            constants.into_iter().find(|(_, given, reads)| *given && !self.loss.any(reads));
+        let unread = constants.into_iter().find(|&(_, given, is_read)| given && !is_read);
         unread.map(|(name, ..)| name)
     }
 

@@ -126,7 +126,7 @@ pub fn rank(
     if pairs.is_empty() {
         return Encoded::Dropped { reason: "near-identical completions".into(), tokens };
     }
-    let alike = (pairs.len() < all().count()).then(|| "some completions are near-identical");
+    let alike = (pairs.len() < all().count()).then_some("some completions are near-identical");
     let kept = vec![RankedRow { row, pairs, margin: judgement.margin }];
     match (cut, alike) {
         (None, None) => Encoded::Kept(kept),
