@@ -96,9 +96,9 @@ impl Lsh {
                     let tied = |i: usize| {
                         // One of each group is enough.
                         let mut to: Vec<usize> = vec![roots[i]];
-                        for j in 0..i {
-                            if !to.contains(&roots[j]) && is_alike(i, j) {
-                                to.push(roots[j]);
+                        for (j, root) in roots[..i].iter().enumerate() {
+                            if !to.contains(root) && is_alike(i, j) {
+                                to.push(*root);
                             }
                         }
                         to
