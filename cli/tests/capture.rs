@@ -4,15 +4,13 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::process::{Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::Output;
+use std::time::Duration;
 
 use halter_distill::store::Store;
-use halter_testkit::faults::{Asked, FaultServer, Reply, drawn};
+use halter_testkit::faults::{Answered, Asked, FaultServer, Reply, drawn};
 use serde_json::{Value, json};
-use support::{Place, Served, TINY, command, killed_until_done, lines, text};
+use support::{Place, Served, TINY, asks_once_through_kills, command, lines, text};
 
 const CAPTURE: &[&str] = &["distill", "capture", "--model", "base"];
 const ROWS: &[&str] = &["--data", "m.jsonl", "--top-k", "8"];
@@ -102,31 +100,12 @@ fn true_answer(reply: Reply, asked: &Asked) -> Reply {
     }
 }
 
-fn has_answer(reply: &Reply) -> bool {
-    match reply {
-        Reply::Answer => true,
-        Reply::After(_, then) => has_answer(then),
-        _ => false,
-    }
-}
-
-/// How often each row was answered.
-type Answered = Arc<Mutex<BTreeMap<String, usize>>>;
-
 /// A server that answers as `script` has it, and the file that names it as a teacher.
 fn server(
     place: &Place,
     script: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
 ) -> (FaultServer, Answered) {
-    let answered = Answered::default();
-    let counted = Arc::clone(&answered);
-    let server = FaultServer::start(move |asked| {
-        let reply = script(asked);
-        if has_answer(&reply) {
-            *counted.lock().unwrap().entry(asked.question.clone()).or_default() += 1;
-        }
-        true_answer(reply, asked)
-    });
+    let (server, answered) = FaultServer::counting(script, true_answer);
     let config = format!(
         "model = 'big'\n[[endpoints]]\nurl = '{}'\nbackoff_seconds = 0.001\nretries = 20\n\
          concurrency = 4\n",
@@ -199,38 +178,11 @@ fn a_capture_that_is_killed_loses_nothing_and_asks_nothing_twice() {
         let rows = ["--data", "many.jsonl", "--top-k", "8", "--output", output];
         command(place.root(), &[CAPTURE, BIG, &rows].concat())
     };
-    let began = Instant::now();
-    assert!(command("whole").output().unwrap().status.success());
-    let taken = began.elapsed();
-    let size = place.read("whole").len();
-    answered.lock().unwrap().clear();
-    let mut seed = 5;
-    let mut kills = 0;
-    for round in 0.. {
-        let output = format!("killed-{round}");
-        let now = killed_until_done(
-            &place,
-            &mut seed,
-            taken,
-            |stderr: Stdio| command(&output).stderr(stderr).spawn().unwrap(),
-            || {},
-        );
-        let file = Store::open(&place.path(&output)).unwrap();
+    asks_once_through_kills(&place, 5, 8, 150, &answered, command, |output| {
+        let file = Store::open(&place.path(output)).unwrap();
         assert_eq!((file.len(), file.damaged_bytes()), (150, 0));
-        assert_eq!(place.read(&output).len(), size, "a row twice");
-        let all = std::mem::take(&mut *answered.lock().unwrap());
-        assert_eq!(all.len(), 150);
-        let twice: usize = all.values().map(|times| times - 1).sum();
-        assert!(
-            twice <= 4 * now,
-            "{twice} answers again, four on their way at each of {now} kills"
-        );
-        kills += now;
-        if kills >= 8 {
-            break;
-        }
-        assert!(round < 20, "only {kills} kills");
-    }
+        assert_eq!(place.read(output).len(), place.read("whole").len(), "a row twice");
+    });
 }
 
 #[test]

@@ -3,18 +3,17 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use halter_testkit::faults::{Asked, FaultServer, Reply, answer_to, drawn};
 use serde_json::{Value, json};
-use support::{Place, Served, TINY, command, failures, halter_in, killed_until_done, lines};
-use support::{root, text, told};
+use support::{Place, Served, TINY, asks_once_through_kills, command, failures, halter_in};
+use support::{killed_until_done, lines, root, text, told};
 
 const PIPELINE: &str = r#"seed = 3
 
@@ -207,42 +206,19 @@ fn asking(place: &Place, server: &FaultServer, count: usize) {
     place.write("pipeline.toml", pipeline);
 }
 
-fn has_answer(reply: &Reply) -> bool {
-    match reply {
-        Reply::Answer => true,
-        Reply::After(_, then) => has_answer(then),
-        _ => false,
-    }
-}
-
-/// How often each question was answered.
-type Answered = Arc<Mutex<BTreeMap<String, usize>>>;
-
-fn counting(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> (FaultServer, Answered) {
-    let answered = Answered::default();
-    let counted = Arc::clone(&answered);
-    let server = FaultServer::start(move |asked| {
-        let reply = script(asked);
-        if has_answer(&reply) {
-            *counted.lock().unwrap().entry(asked.question.clone()).or_default() += 1;
-        }
-        reply
-    });
-    (server, answered)
-}
-
 #[test]
 fn every_question_to_a_failing_server_is_answered_once_or_listed_and_asked_again() {
     let place = Place::new();
     let is_mended = Arc::new(AtomicBool::new(false));
     let mended = Arc::clone(&is_mended);
-    let (server, answered) = counting(move |asked| match asked.question.as_str() {
+    let script = move |asked: &Asked| match asked.question.as_str() {
         "question 3" => Reply::Status("400 Bad Request", vec![], "not this one".into()),
         "question 5" if !mended.load(Ordering::SeqCst) => {
             Reply::status("500 Internal Server Error")
         }
         _ => drawn(1, 0.4, asked),
-    });
+    };
+    let (server, answered) = FaultServer::counting(script, |reply, _| reply);
     asking(&place, &server, 20);
     let run = ["synth", "pipeline.toml", "--output", "out", "--json"];
     let said = done(&place, &run);
@@ -278,38 +254,15 @@ fn every_question_to_a_failing_server_is_answered_once_or_listed_and_asked_again
 fn a_run_against_a_server_that_is_killed_asks_nothing_twice() {
     let place = Place::new();
     let pause = Duration::from_millis(8);
-    let (server, answered) = counting(move |_| Reply::After(pause, Box::new(Reply::Answer)));
+    let (server, answered) = FaultServer::counting(
+        move |_| Reply::After(pause, Box::new(Reply::Answer)),
+        |reply, _| reply,
+    );
     asking(&place, &server, 40);
     let run = |output: &str| command(place.root(), &["synth", "pipeline.toml", "--output", output]);
-    let began = Instant::now();
-    assert!(run("whole").output().unwrap().status.success());
-    let taken = began.elapsed();
-    let wanted = rows(&place.path("whole"));
-    answered.lock().unwrap().clear();
-    let (mut kills, mut seed) = (0, 17);
-    for round in 0.. {
-        let output = format!("killed-{round}");
-        let now = killed_until_done(
-            &place,
-            &mut seed,
-            taken,
-            |stderr: Stdio| run(&output).stderr(stderr).spawn().unwrap(),
-            || {},
-        );
-        assert_eq!(rows(&place.path(&output)), wanted);
-        let all = std::mem::take(&mut *answered.lock().unwrap());
-        assert_eq!(all.len(), 120);
-        let twice: usize = all.values().map(|times| times - 1).sum();
-        assert!(
-            twice <= 4 * now,
-            "{twice} answers again, four on their way at each of {now} kills"
-        );
-        kills += now;
-        if kills >= 6 {
-            break;
-        }
-        assert!(round < 20, "only {kills} kills");
-    }
+    asks_once_through_kills(&place, 17, 6, 120, &answered, run, |output| {
+        assert_eq!(rows(&place.path(output)), rows(&place.path("whole")));
+    });
 }
 
 #[test]

@@ -36,6 +36,15 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// Whether it is what was asked for, now or later.
+    fn is_answer(&self) -> bool {
+        match self {
+            Self::Answer => true,
+            Self::After(_, then) => then.is_answer(),
+            _ => false,
+        }
+    }
+
     /// A status alone.
     pub fn status(status: &'static str) -> Self {
         Self::Status(status, Vec::new(), r#"{"error":{"message":"as the script says"}}"#.into())
@@ -93,6 +102,9 @@ pub fn answer_to(question: &str) -> String {
     format!("the answer to: {question}")
 }
 
+/// How often each question was answered.
+pub type Answered = Arc<Mutex<BTreeMap<String, usize>>>;
+
 impl FaultServer {
     /// Starts a server that does what `script` says of each request.
     ///
@@ -111,6 +123,27 @@ impl FaultServer {
             }
         });
         Self { url, log }
+    }
+
+    /// Starts a server that counts the questions which `script` lets it answer; `say` has the last word on each
+    /// reply.
+    ///
+    /// # Panics
+    /// No port is free.
+    pub fn counting(
+        script: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+        say: impl Fn(Reply, &Asked) -> Reply + Send + Sync + 'static,
+    ) -> (Self, Answered) {
+        let answered = Answered::default();
+        let counted = Arc::clone(&answered);
+        let server = Self::start(move |asked| {
+            let reply = script(asked);
+            if reply.is_answer() {
+                *lock(&counted).entry(asked.question.clone()).or_default() += 1;
+            }
+            say(reply, asked)
+        });
+        (server, answered)
     }
 
     /// How often each question was asked.

@@ -14,6 +14,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use halter_core::model::config::ModelConfig;
+use halter_testkit::faults::Answered;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -295,6 +296,43 @@ pub fn killed_until_done(
         killed();
         kills += 1;
         most += most / 50;
+    }
+}
+
+/// Kills a command that asks a server, `least` times or more, until it is done, with `command` told where to
+/// write; `check` looks at what it wrote there. Each of so many `questions` is answered once, but for
+/// the four that are on their way when it is killed. What an undisturbed run writes is in `whole`.
+pub fn asks_once_through_kills(
+    place: &Place,
+    mut seed: u64,
+    least: usize,
+    questions: usize,
+    answered: &Answered,
+    command: impl Fn(&str) -> Command,
+    check: impl Fn(&str),
+) {
+    let began = Instant::now();
+    assert!(command("whole").output().unwrap().status.success());
+    let taken = began.elapsed();
+    answered.lock().unwrap().clear();
+    let mut kills = 0;
+    for round in 0.. {
+        let output = format!("killed-{round}");
+        let start = |stderr: Stdio| command(&output).stderr(stderr).spawn().unwrap();
+        let now = killed_until_done(place, &mut seed, taken, start, || {});
+        check(&output);
+        let all = std::mem::take(&mut *answered.lock().unwrap());
+        assert_eq!(all.len(), questions);
+        let twice: usize = all.values().map(|times| times - 1).sum();
+        assert!(
+            twice <= 4 * now,
+            "{twice} answers again, four on their way at each of {now} kills"
+        );
+        kills += now;
+        if kills >= least {
+            break;
+        }
+        assert!(round < 20, "only {kills} kills");
     }
 }
 
