@@ -1,9 +1,10 @@
 //! What is done: a directory for each stage, named by all that its outputs depend on.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use halter_core::train::files::{atomic_write, remove_temporaries};
+use halter_core::train::files::{atomic_write, remove_temporaries, temporary_beside};
 use halter_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ use crate::kind::{Kind, NEUTRAL};
 const DIGITS: usize = 16;
 /// Files up to this many bytes are read whenever it is asked whether they are as they were.
 const SMALL: u64 = 32 << 20;
+/// Where a stage that trains keeps what it can go on from.
+const CHECKPOINTS: &str = "checkpoints";
 /// The name of the file that makes a directory a stage that is done.
 pub const DONE: &str = "done.json";
 
@@ -137,13 +140,11 @@ impl Store {
     /// A stage that wrote nothing, or what the file system says.
     pub fn finish(&self, mut done: Done) -> Result<Done> {
         let directory = self.directory(&done.name, &done.key);
-        let checkpoints = directory.join("checkpoints");
-        if checkpoints.is_dir() {
-            fs::remove_dir_all(&checkpoints)
-                .map_err(|error| Error::io("remove", &checkpoints, error))?;
-        }
         remove_temporaries(&directory)?;
         for path in files_of(&directory)? {
+            if path.starts_with(CHECKPOINTS) {
+                continue;
+            }
             let place = directory.join(&path);
             let metadata =
                 fs::metadata(&place).map_err(|error| Error::io("read", &place, error))?;
@@ -162,7 +163,23 @@ impl Store {
         let text = serde_json::to_string_pretty(&done)
             .map_err(|error| Error::data("a stage that is not JSON").because(error))?;
         atomic_write(directory.join(DONE), text.as_bytes())?;
+        self.drop_checkpoints(&done.name, &done.key)?;
         Ok(done)
+    }
+
+    /// Removes the checkpoints of a stage that is done. Before, one that is removed by halves would be
+    /// damaged to a run that goes on from it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn drop_checkpoints(&self, name: &str, key: &str) -> Result<()> {
+        let path = self.directory(name, key).join(CHECKPOINTS);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove", &path, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes what a stage has written.
@@ -171,16 +188,14 @@ impl Store {
     /// What the file system says.
     pub fn clear(&self, name: &str, key: &str) -> Result<()> {
         let directory = self.directory(name, key);
-        // First what says that it is done: a half of the rest must not pass for the whole.
-        for path in [directory.join(DONE), directory.clone()] {
-            let removed = match path.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
-                Ok(_) => fs::remove_file(&path),
-                Err(_) => Ok(()),
-            };
-            removed.map_err(|error| Error::io("remove", &path, error))?;
+        // Renamed first: a half of it must not pass for a stage that was begun.
+        let doomed = temporary_beside(&directory);
+        match fs::rename(&directory, &doomed) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("remove", &directory, error)),
+            Ok(()) => {}
         }
-        Ok(())
+        fs::remove_dir_all(&doomed).map_err(|error| Error::io("remove", &doomed, error))
     }
 
     /// Takes back that a stage is done, and keeps what it wrote.
@@ -190,7 +205,7 @@ impl Store {
     pub fn reopen(&self, name: &str, key: &str) -> Result<()> {
         let path = self.directory(name, key).join(DONE);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::io("remove", &path, error))
             }
             _ => Ok(()),
@@ -231,6 +246,7 @@ mod tests {
     fn written(store: &Store) -> Done {
         let directory = store.directory("sft", "0123");
         fs::create_dir_all(directory.join("checkpoints/step-1")).unwrap();
+        fs::write(directory.join("checkpoints/step-1/state.json"), "{}").unwrap();
         fs::write(directory.join("model.safetensors"), "weights").unwrap();
         fs::write(directory.join(".lock"), "1").unwrap();
         let done = Done { key: "0123".into(), name: "sft".into(), ..Done::default() };
@@ -245,7 +261,13 @@ mod tests {
         let done = written(&store);
         assert_eq!(done.files.len(), 1, "{:?}", done.files);
         assert_eq!(store.done("sft", "0123", Check::Full).unwrap(), Some(done));
-        assert!(!store.directory("sft", "0123").join("checkpoints").exists());
+        let checkpoints = store.directory("sft", "0123").join("checkpoints");
+        assert!(!checkpoints.exists());
+        // Killed while they were removed.
+        fs::create_dir_all(checkpoints.join("step-1")).unwrap();
+        assert!(store.done("sft", "0123", Check::Full).unwrap().is_some());
+        store.drop_checkpoints("sft", "0123").unwrap();
+        assert!(!checkpoints.exists());
         assert!(store.done("sft", "0124", Check::Quick).unwrap().is_none());
     }
 

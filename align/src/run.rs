@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use halter_core::train::files::atomic_write;
+use halter_core::train::files::{atomic_write, remove_temporaries};
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::Progress;
 use halter_core::{Error, ErrorKind, Result};
@@ -102,6 +102,7 @@ pub fn run(
     plan.check()?;
     let stages = plan.recipe.output.join("stages");
     fs::create_dir_all(&stages).map_err(|error| Error::io("create", &stages, error))?;
+    remove_temporaries(&stages)?;
     atomic_write(plan.recipe.output.join("recipe.toml"), plan.recipe.resolved().as_bytes())?;
     let place = plan.recipe.output.join("report.html");
     let (total, mut cached) = (plan.steps.len(), Vec::new());
@@ -113,6 +114,8 @@ pub fn run(
             plan.steps[at].status = plan.steps[twin].status.clone();
         }
         if matches!(plan.steps[at].status, Status::Done(_)) {
+            let (node, step) = (&plan.graph.nodes[at], &plan.steps[at]);
+            plan.store.drop_checkpoints(&node.name, &step.key)?;
             cached.push(at);
             continue;
         }

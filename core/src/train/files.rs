@@ -43,7 +43,7 @@ pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
 }
 
-/// Removes the temporary files in `directory` that a killed process left.
+/// Removes the temporary files and directories in `directory` that a killed process left.
 ///
 /// # Errors
 /// What the file system says.
@@ -52,7 +52,11 @@ pub fn remove_temporaries(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(|error| failed("read", error))? {
         let entry = entry.map_err(|error| failed("read", error))?;
         if is_temporary(&entry.file_name().to_string_lossy()) {
-            fs::remove_file(entry.path()).map_err(|error| failed("clear", error))?;
+            let removed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+                _ => fs::remove_file(entry.path()),
+            };
+            removed.map_err(|error| failed("clear", error))?;
         }
     }
     Ok(())
@@ -139,6 +143,7 @@ mod tests {
         for path in [&path, &temporary_beside(&path), &dir.path().join(".hidden")] {
             fs::write(path, "x").unwrap();
         }
+        fs::create_dir_all(temporary_beside(&path).join("half")).unwrap();
         remove_temporaries(dir.path()).unwrap();
         let entries = fs::read_dir(dir.path()).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
