@@ -29,11 +29,8 @@ use super::sampling::{Sampling, draw, log_sum_exp};
 use crate::model::Decoder;
 use crate::ops::attention::Shape;
 use crate::ops::top::likeliest_few;
-use crate::ops::{on_a_worker, slices, together};
+use crate::ops::{on_a_worker, slices};
 use crate::{Error, Result};
-
-/// Most tokens of a step whose operations are so small that threads stay awake between them.
-const FEW: usize = 8;
 
 /// How much an engine takes on at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,15 +217,11 @@ impl<'m> Engine<'m> {
         if inputs.is_empty() {
             return Ok(events);
         }
-        let (model, pages) = (self.model, &mut self.pages);
-        let mut compute = || {
-            let x = forward(model, pages, &inputs)?;
-            logits(model, &x, &wanted)
-        };
-        let logits = if inputs.len() <= FEW { together(compute)? } else { compute()? };
+        let x = forward(self.model, &mut self.pages, &inputs)?;
+        let vocabulary = self.model.config.vocab_size;
+        let logits = logits(self.model, &x, &wanted)?;
         let logits = slices::on_host(&logits)?;
         let logits = slices::read(&logits)?;
-        let vocabulary = self.model.config.vocab_size;
         let (of_running, of_prompts) = logits.split_at(self.running.len() * vocabulary);
         let drawn: Result<Vec<Event>> = self
             .running

@@ -1,13 +1,11 @@
 //! Keys and values in pages that sequences share.
 
-use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
 use rayon::prelude::*;
 
 use crate::memory::pages::zeroed;
 use crate::ops::attention::Shape;
-use crate::ops::for_each;
 use crate::ops::simd::{exp, max, sum, vectorize};
 use crate::ops::slices::Shared;
 
@@ -15,10 +13,6 @@ use crate::ops::slices::Shared;
 pub(super) const PAGE: usize = 16;
 /// Queries of a group that are computed together.
 const QUERIES: usize = 4;
-
-thread_local! {
-    static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
 
 /// A page, of all layers.
 pub(super) type PageId = u32;
@@ -198,24 +192,22 @@ impl Layer {
         let Shape { heads, kv_heads, head_dim: dim, .. } = self.shape;
         let (group, width) = (heads / kv_heads, heads * dim);
         assert!(q.len() == places.len() * width && output.len() == q.len(), "{}", q.len());
-        let shared = Shared::new(output);
-        for_each(places.len() * kv_heads, |at| {
-            let (place, head) = (places[at / kv_heads], at % kv_heads);
-            // SAFETY: no other task has these heads.
-            let output = unsafe { &mut shared.from(at * group * dim)[..group * dim] };
-            let q = &q[at * group * dim..][..group * dim];
-            let mut scores = SCORES.take();
-            for (output, q) in output.chunks_mut(QUERIES * dim).zip(q.chunks(QUERIES * dim)) {
-                let queries = q.len() / dim;
-                vectorize!(match queries {
-                    1 => self.attend_some::<1>(place, head, q, output, &mut scores),
-                    2 => self.attend_some::<2>(place, head, q, output, &mut scores),
-                    3 => self.attend_some::<3>(place, head, q, output, &mut scores),
-                    _ => self.attend_some::<QUERIES>(place, head, q, output, &mut scores),
-                });
-            }
-            SCORES.set(scores);
-        });
+        output
+            .par_chunks_mut(group * dim)
+            .zip(q.par_chunks(group * dim))
+            .enumerate()
+            .for_each_init(Vec::new, |scores, (at, (output, q))| {
+                let (place, head) = (places[at / kv_heads], at % kv_heads);
+                for (output, q) in output.chunks_mut(QUERIES * dim).zip(q.chunks(QUERIES * dim)) {
+                    let queries = q.len() / dim;
+                    vectorize!(match queries {
+                        1 => self.attend_some::<1>(place, head, q, output, scores),
+                        2 => self.attend_some::<2>(place, head, q, output, scores),
+                        3 => self.attend_some::<3>(place, head, q, output, scores),
+                        _ => self.attend_some::<QUERIES>(place, head, q, output, scores),
+                    });
+                }
+            });
     }
 
     /// `Q` query heads of one group.

@@ -26,7 +26,7 @@ pub(crate) mod top;
 mod workers;
 
 pub use simd::Isa;
-pub(crate) use workers::{for_each, on_a_worker, together};
+pub(crate) use workers::on_a_worker;
 
 /// What an operation needs besides its operands: where scratch comes from, and which form to use.
 #[derive(Debug, Clone)]

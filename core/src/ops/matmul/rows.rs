@@ -6,13 +6,14 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
 
 use super::dot::{Kernel, STRIP, Tile};
 use super::{Into, panels};
 use crate::Result;
 use crate::model::weights::{StoredKind, StoredTensor};
-use crate::ops::for_each;
 use crate::ops::slices::Shared;
 
 /// Weights that one task multiplies by.
@@ -62,34 +63,28 @@ fn products_with(kernel: Kernel, x: &[f32], k: usize, products: Vec<Product>) ->
     let tasks = works.iter().flat_map(|work| {
         (0..work.out).step_by(step).map(move |row| (work, row..(row + step).min(work.out)))
     });
-    let tasks: Vec<(&Work, Range<usize>)> = tasks.collect();
     let mut packed = PANELS.take();
     let in_panels = kernel.panels.map_or(0, |_| x.len() / (panels::ROWS * k) * panels::ROWS * k);
     if in_panels > 0 {
         panels::pack(x, k, &mut packed);
     }
     let (packed_x, rest) = (&packed[..in_panels], &x[in_panels..]);
-    let failed = Mutex::new(Ok(()));
-    for_each(tasks.len(), |task| {
-        let (work, rows) = &tasks[task];
+    let strip = STRIP.max(panels::STRIP) * k;
+    let tasks = tasks.collect::<Vec<_>>().into_par_iter().with_max_len(1);
+    let done = tasks.try_for_each(|(work, rows)| {
         let mut widened = STRIP_WIDENED.take();
-        let strip = STRIP.max(panels::STRIP);
-        if widened.len() < strip * k {
-            widened.resize(strip * k, 0.0);
+        if widened.len() < strip {
+            widened.resize(strip, 0.0);
         }
-        let done = match kernel.panels {
-            Some(run) => work.run_panels(run, packed_x, rows.clone(), &mut widened),
-            None => Ok(()),
-        };
-        let done =
-            done.and_then(|()| work.run(kernel, rest, in_panels / k, rows.clone(), &mut widened));
+        let panels = kernel
+            .panels
+            .map_or(Ok(()), |run| work.run_panels(run, packed_x, rows.clone(), &mut widened));
+        let done = panels.and_then(|()| work.run(kernel, rest, in_panels / k, rows, &mut widened));
         STRIP_WIDENED.set(widened);
-        if done.is_err() {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = done;
-        }
+        done
     });
     PANELS.set(packed);
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+    done
 }
 
 /// A product that several tasks share.
