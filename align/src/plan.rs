@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use halter_core::memory::plan::gigabytes;
 use halter_core::model::config::ModelConfig;
+use halter_core::model::weights::adapter::{AdapterConfig, TargetModules};
 use halter_core::train::progress::counted;
 use halter_core::{Error, Result, bundled};
 use toml::{Table, Value};
@@ -378,15 +379,12 @@ fn parameters(base: &ModelConfig) -> u64 {
 /// Parameters of an adapter on the matrices of the blocks, or on those that `targets` names.
 fn adapter_parameters(base: &ModelConfig, rank: u64, targets: Option<&Value>) -> u64 {
     let targets = targets.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let targets: Vec<&str> = targets.iter().filter_map(Value::as_str).collect();
-    let is_meant = |name: &str| {
-        name.ends_with("_proj.weight")
-            && (matches!(targets[..], [] | ["all-linear"])
-                || targets.iter().any(|target| name.contains(&format!("{target}.weight"))))
-    };
-    let params = base.params();
-    let meant = params.iter().filter(|param| param.shape.len() == 2 && is_meant(&param.name));
-    meant.map(|param| rank * param.shape.iter().sum::<usize>() as u64).sum()
+    let targets: Vec<String> =
+        targets.iter().filter_map(Value::as_str).map(str::to_string).collect();
+    let adapter =
+        AdapterConfig { target_modules: TargetModules::of(&targets), ..AdapterConfig::default() };
+    let meant = adapter.modules(base).unwrap_or_default();
+    meant.into_iter().map(|(_, output, input)| rank * (output + input) as u64).sum()
 }
 
 /// Bytes of an exported parameter.

@@ -20,6 +20,7 @@ use crate::kind;
 use crate::plan::{Plan, Status, duration};
 use crate::run::Failed;
 use chart::{Bars, Lines};
+pub use samples::has_completions;
 
 const TEMPLATE: &str = include_str!("report.html");
 

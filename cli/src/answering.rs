@@ -69,16 +69,23 @@ impl Load {
     /// Completions of the rows of data sets. Their tokens are guessed from the first rows' lengths.
     pub fn of_rows(rows: &Rows, each: usize, max_new_tokens: usize) -> anyhow::Result<Self> {
         let prompts = rows.len() as usize;
-        let mut bytes = 0;
-        let looked_at = prompts.min(LOOKED_AT);
-        for row in 0..looked_at {
-            if let Some((set, row)) = rows.find(row as u64) {
-                bytes += Value::Object(set.row(row)?).to_string().len();
-            }
-        }
-        let read = bytes / BYTES_OF_A_TOKEN * prompts / looked_at.max(1);
+        let row = |at| rows.find(at as u64).map_or(Ok(Map::new()), |(set, row)| set.row(row));
+        let read = tokens_of(prompts, row)?;
         Ok(Self { prompts, read, completions: each * prompts, max_new_tokens })
     }
+}
+
+/// About how many tokens so many rows have, guessed from the lengths of the first ones.
+pub fn tokens_of(
+    rows: usize,
+    row: impl Fn(usize) -> halter_core::Result<Map<String, Value>>,
+) -> halter_core::Result<usize> {
+    let looked_at = rows.min(LOOKED_AT);
+    let mut bytes = 0;
+    for at in 0..looked_at {
+        bytes += Value::Object(row(at)?).to_string().len();
+    }
+    Ok(bytes / BYTES_OF_A_TOKEN * rows / looked_at.max(1))
 }
 
 impl ModelArgs {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use halter_core::data::record::{Message, Turn};
+use halter_align::report::has_completions;
+use halter_core::data::record::Turn;
 use halter_core::generate::Generator;
 use halter_core::generate::output::ResultFile;
 use halter_core::generate::score;
@@ -181,7 +182,7 @@ impl Args {
 fn said(generator: &Generator, asked: &[Asked]) -> anyhow::Result<Vec<Said>> {
     let mut said = Vec::new();
     for (prompt, Asked { prompt: asked, texts }) in asked.iter().enumerate() {
-        let before = match turn(asked) {
+        let before = match Turn::from_json(asked) {
             Turn::Messages(messages) => generator.chat_prompt(&messages, None)?,
             Turn::Text(text) => generator.text_prompt(&text)?,
         };
@@ -215,16 +216,6 @@ fn sums(
     Ok(sums)
 }
 
-fn turn(prompt: &Value) -> Turn {
-    match prompt {
-        Value::Array(messages) => {
-            let message = |message: &Value| message.as_object().cloned().map(Message);
-            Turn::Messages(messages.iter().filter_map(message).collect())
-        }
-        other => Turn::Text(other.as_str().unwrap_or_default().to_string()),
-    }
-}
-
 impl Samples {
     /// At most `limit` completions in a directory of `halter eval`, of its tasks in turn; tasks of
     /// choices have none.
@@ -235,7 +226,8 @@ impl Samples {
         let (mut tasks, mut began_at) = (Vec::new(), None);
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !name.starts_with("samples-") || !name.ends_with(".jsonl") || is_of_choices(&path) {
+            if !name.starts_with("samples-") || !name.ends_with(".jsonl") || !has_completions(&path)
+            {
                 continue;
             }
             began_at = began_at.or(ResultFile::settings(&path)?["began_at"].as_i64());
@@ -261,13 +253,6 @@ impl Samples {
             }
         }
     }
-}
-
-fn is_of_choices(path: &Path) -> bool {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let first: Value =
-        text.lines().next().and_then(|l| serde_json::from_str(l).ok()).unwrap_or_default();
-    first.get("completions").is_none()
 }
 
 #[cfg(test)]

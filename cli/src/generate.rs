@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use halter_core::data::dataset::DataOptions;
 use halter_core::data::format::{Columns, Format};
-use halter_core::data::record::{Message, Record, Turn};
+use halter_core::data::record::{Record, Turn};
 use halter_core::data::rows::Rows;
 use halter_core::generate::Generator;
 use halter_core::generate::engine::{EngineOptions, Finish, Request};
@@ -393,7 +393,7 @@ impl Work<'_> {
             .record_prompt(&record)
             .map_err(|error| error.at(&*origin.path, origin.line))?;
         let is_text = matches!(prompt, Turn::Text(_));
-        asked.prompt = as_json(prompt);
+        asked.prompt = prompt.to_json();
         let request = Request { row: asked.row, ..self.request.clone() };
         job(self.generator, &self.options, ids, is_text, &self.args.sampling, &request)
             .map_err(|error| error.at(&*origin.path, origin.line))
@@ -434,15 +434,6 @@ impl Work<'_> {
             logps: completion.logps(),
             tokens: self.args.logprobs.then_some(&completion.tokens),
             per_token_logps: self.args.logprobs.then_some(&completion.logprobs),
-        }
-    }
-}
-
-fn as_json(turn: Turn) -> Value {
-    match turn {
-        Turn::Text(text) => text.into(),
-        Turn::Messages(messages) => {
-            messages.into_iter().map(|Message(map)| Value::Object(map)).collect()
         }
     }
 }

@@ -157,10 +157,7 @@ impl Asking {
 
     /// Adds to the newest entry of `row`'s provenance that this one had a part in it.
     pub fn sign_as(&self, row: &mut Row, part: &str, run: &Run) {
-        let entries = row.0.get_mut("provenance").and_then(Value::as_array_mut);
-        if let Some(Value::Object(entry)) = entries.and_then(|entries| entries.last_mut()) {
-            entry.insert(part.into(), self.told(run).into());
-        }
+        row.note(part, self.told(run).into());
     }
 
     /// Who is asked, and how.

@@ -41,4 +41,12 @@ impl Row {
     pub fn set(&mut self, column: &str, value: impl Into<Value>) {
         self.0.insert(column.into(), value.into());
     }
+
+    /// Adds to the newest entry of the provenance, where there is one.
+    pub fn note(&mut self, part: &str, value: Value) {
+        let entries = self.0.get_mut("provenance").and_then(Value::as_array_mut);
+        if let Some(Value::Object(entry)) = entries.and_then(|entries| entries.last_mut()) {
+            entry.insert(part.into(), value);
+        }
+    }
 }

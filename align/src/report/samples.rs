@@ -103,7 +103,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Whether the lines are of completions, not of choices.
-fn has_completions(path: &Path) -> bool {
+pub fn has_completions(path: &Path) -> bool {
     let first = lines(path).ok().and_then(|mut lines| lines.next()?.ok());
     first.is_some_and(|line| line.get("completions").is_some())
 }

@@ -5,19 +5,13 @@ use std::path::PathBuf;
 
 use halter_align::Prediction;
 use halter_core::bundled;
-use halter_core::data::dataset::Dataset;
 use halter_core::memory::copying::CopyPlan;
 use halter_core::memory::generation::{GenerationInput, GenerationPlan};
 use halter_core::model::config::ModelConfig;
 use halter_rejection_sampling::reward::model::BATCH_TOKENS;
 
-use serde_json::Value;
-
 use crate::Command;
 use crate::answering::{BYTES_OF_A_TOKEN, Load, ModelArgs};
-
-/// Rows whose lengths are looked at.
-const LOOKED_AT: usize = 32;
 
 /// What a command does that makes models or rows of a model, and trains none.
 pub enum Work {
@@ -111,16 +105,6 @@ fn working(work: Work) -> anyhow::Result<Option<Prediction>> {
         }
     };
     Ok(Some(Prediction { peak_bytes, seconds, is_bound: false, writes }))
-}
-
-/// About how many tokens the rows of a data set have, guessed from the first ones.
-pub fn tokens_of(set: &Dataset) -> halter_core::Result<usize> {
-    let looked_at = set.len().min(LOOKED_AT);
-    let mut bytes = 0;
-    for row in 0..looked_at {
-        bytes += Value::Object(set.row(row)?).to_string().len();
-    }
-    Ok(bytes / BYTES_OF_A_TOKEN * set.len() / looked_at.max(1))
 }
 
 /// A model's shape and the bytes of its weights; `None` of a .gguf file or a model on the hub, of

@@ -14,7 +14,8 @@ use halter_distill::capture::{
     CaptureOptions, EndpointOptions, PromptAs, capture, capture_endpoint, failed_path,
 };
 
-use crate::align::predict::{Reading, Work, tokens_of};
+use crate::align::predict::{Reading, Work};
+use crate::answering::tokens_of;
 use crate::data::{Rows, word};
 use crate::{Context, interrupt, progress};
 
@@ -134,7 +135,7 @@ impl Args {
         };
         let mut tokens = 0;
         for (_, set) in self.rows.open()? {
-            tokens += tokens_of(&set)?;
+            tokens += tokens_of(set.len(), |row| set.row(row))?;
         }
         Ok(Some(Work::Read(Reading {
             models: vec![model],

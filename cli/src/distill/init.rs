@@ -18,7 +18,8 @@ use halter_distill::narrow::{Narrowed, Widths};
 use serde_json::json;
 
 use super::shown;
-use crate::align::predict::{Reading, Work, tokens_of};
+use crate::align::predict::{Reading, Work};
+use crate::answering::tokens_of;
 use crate::export::{self, Export};
 use crate::{Context, interrupt, progress};
 
@@ -84,7 +85,7 @@ impl Args {
         let (mut tokens, mut rows) = (0, 0);
         for name in &self.data {
             let set = Dataset::open(&DataSpec::from_str(name)?.path, &DataOptions::default())?;
-            tokens += tokens_of(&set)?;
+            tokens += tokens_of(set.len(), |row| set.row(row))?;
             rows += set.len();
         }
         if rows == 0 {

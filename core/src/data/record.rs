@@ -57,6 +57,31 @@ pub enum Turn {
     Messages(Vec<Message>),
 }
 
+impl Turn {
+    /// As [`Self::to_json`] gave it. What is neither a text nor a list is no messages.
+    pub fn from_json(value: &Value) -> Self {
+        match value {
+            Value::String(text) => Self::Text(text.clone()),
+            messages => {
+                let messages = messages.as_array().into_iter().flatten();
+                Self::Messages(
+                    messages.filter_map(Value::as_object).cloned().map(Message).collect(),
+                )
+            }
+        }
+    }
+
+    /// A text, or a list of messages.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Text(text) => text.as_str().into(),
+            Self::Messages(messages) => {
+                messages.iter().map(|Message(map)| Value::Object(map.clone())).collect()
+            }
+        }
+    }
+}
+
 /// What a row says of a comparison beyond its order, as it was read: only some methods look at it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Comparison {

@@ -423,11 +423,7 @@ impl TrainConfig {
         AdapterConfig {
             rank: self.lora_rank,
             alpha: self.lora_alpha,
-            target_modules: match self.lora_target.as_slice() {
-                [] => TargetModules::AllLinear,
-                [all] if all == "all-linear" => TargetModules::AllLinear,
-                names => TargetModules::Named(names.to_vec()),
-            },
+            target_modules: TargetModules::of(&self.lora_target),
             use_rslora: self.use_rslora,
             dropout: self.lora_dropout,
             base_model: self.model.clone(),

@@ -16,7 +16,6 @@ use halter_core::train::source::{Source, SourceSpec};
 use halter_core::{Error, Result, device};
 
 use super::batch::Scored;
-use crate::scorer::hashed;
 
 /// Tokens that go through the model at once.
 pub const BATCH_TOKENS: usize = 4096;
@@ -55,18 +54,20 @@ impl RewardModel {
         Ok(Self { source, model })
     }
 
-    /// What its scores follow from, hashed: configuration and weights, the vocabulary's size, the
-    /// template's text.
+    /// What its scores follow from, hashed: configuration and weights, the tokenizer, the template's
+    /// text.
     ///
     /// # Errors
-    /// When a tensor cannot be read.
+    /// When a tensor cannot be read, or the tokenizer not be written.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut text = format!("halter reward model 1 {}", self.model.fingerprint(true)?);
-        text += &format!(" {}", self.source.tokenizer.vocab_size());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"halter reward model 1");
+        hasher.update(self.model.fingerprint(true)?.as_bytes());
+        self.source.tokenizer.hash_into(&mut hasher)?;
         for (name, source) in self.source.template.iter().flat_map(|template| template.sources()) {
-            text += &format!("\0{name}\0{source}");
+            hasher.update(name.as_bytes()).update(source.as_bytes());
         }
-        Ok(hashed(text.as_bytes()))
+        Ok(hasher.finalize().to_hex()[..32].to_string())
     }
 
     /// The score of each completion as the assistant's answer to its messages: the higher, the

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use halter_core::data::record::{Message, Turn};
+use halter_core::data::record::Turn;
 use halter_core::generate::output;
 use halter_core::train::interrupt::Interrupt;
 use halter_core::train::progress::{Progress, Unit};
 use halter_core::{Error, Result};
-use serde_json::Value;
 
 use super::keep::Whole;
 use super::line::{Line, read_lines};
@@ -62,21 +61,10 @@ impl Sampler<'_> {
     fn asked(&self, line: Line) -> Result<Asked> {
         let found = self.rows.find(line.row);
         let (set, row) = found.ok_or_else(|| Error::data(format!("no row `{}`", line.row)))?;
-        Ok(Asked { row: set.row(row)?, turn: turn(&line.prompt), line })
+        Ok(Asked { row: set.row(row)?, turn: Turn::from_json(&line.prompt), line })
     }
 }
 
 fn has_unscored(line: &Line) -> bool {
     line.completions.iter().any(|completion| completion.score.is_none())
-}
-
-/// A prompt as it is written of in a line.
-fn turn(prompt: &Value) -> Turn {
-    match prompt {
-        Value::String(text) => Turn::Text(text.clone()),
-        messages => {
-            let messages = messages.as_array().into_iter().flatten();
-            Turn::Messages(messages.filter_map(Value::as_object).cloned().map(Message).collect())
-        }
-    }
 }

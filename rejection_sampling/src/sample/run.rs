@@ -172,7 +172,7 @@ impl Sampler<'_> {
             }
             let (turn, mut prompt) = self.generator.record_prompt(&record)?;
             let is_text = matches!(turn, Turn::Text(_));
-            asked.line.prompt = turn_json(&turn);
+            asked.line.prompt = turn.to_json();
             asked.turn.clone_from(&turn);
             if let Some(system) = &way.system {
                 let Turn::Messages(messages) = turn else {
@@ -304,13 +304,4 @@ fn with_system(mut messages: Vec<Message>, system: &str) -> Vec<Message> {
         Message([entry("role", "system"), entry("content", system)].into_iter().collect()),
     );
     messages
-}
-
-fn turn_json(turn: &Turn) -> Value {
-    match turn {
-        Turn::Text(text) => text.as_str().into(),
-        Turn::Messages(messages) => {
-            messages.iter().map(|Message(map)| Value::Object(map.clone())).collect()
-        }
-    }
 }

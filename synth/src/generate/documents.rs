@@ -249,10 +249,7 @@ impl Documents {
         let parents: Vec<&Row> = passage.parent.iter().collect();
         let hash = &self.template(pair.make).hash;
         self.asking.sign(&mut row, "documents", run, hash, &parents);
-        let entries = row.0.get_mut("provenance").and_then(Value::as_array_mut);
-        if let Some(Value::Object(entry)) = entries.and_then(|entries| entries.last_mut()) {
-            entry.insert("document".into(), passage.origin.clone());
-        }
+        row.note("document", passage.origin.clone());
         if let Some(judge) = &self.judge {
             judge.sign_as(&mut row, "judge", run);
         }

@@ -106,23 +106,20 @@ pub fn find(text: &str) -> Vec<Finding> {
 
 /// The text with everything that is found in it masked.
 pub fn masked(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut end = 0;
-    for finding in find(text) {
-        out.push_str(&text[end..finding.at.start]);
-        out.push_str(&mask(&text[finding.at.clone()], finding.kind));
-        end = finding.at.end;
-    }
-    out + &text[end..]
+    replaced(text, mask)
 }
 
 /// The text without what is found in it.
 pub fn without(text: &str) -> String {
+    replaced(text, |_, _| " ".into())
+}
+
+fn replaced(text: &str, with: impl Fn(&str, Kind) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut end = 0;
     for finding in find(text) {
         out.push_str(&text[end..finding.at.start]);
-        out.push(' ');
+        out.push_str(&with(&text[finding.at.clone()], finding.kind));
         end = finding.at.end;
     }
     out + &text[end..]

@@ -49,6 +49,17 @@ pub enum TargetModules {
     Named(Vec<String>),
 }
 
+impl TargetModules {
+    /// Those that an option names: none, or `all-linear` alone, are all.
+    pub fn of(names: &[String]) -> Self {
+        match names {
+            [] => Self::AllLinear,
+            [all] if all == "all-linear" => Self::AllLinear,
+            names => Self::Named(names.to_vec()),
+        }
+    }
+}
+
 /// What decides the computation of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
