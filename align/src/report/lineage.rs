@@ -101,9 +101,10 @@ fn accuracy(plan: &Plan, of: Option<usize>) -> Option<String> {
         node.kind.name == kind::EVAL.name && node.of == of && (of.is_some() || node.round == 0)
     });
     match &found?.1.status {
-        Status::Done(done) => {
-            super::accuracies(done).first().map(|(_, share)| format!("{:.1} %", 100.0 * share))
-        }
+        // Rounded as the template's tables are: halves away from zero.
+        Status::Done(done) => super::accuracies(done)
+            .first()
+            .map(|(_, share)| format!("{:.1} %", (1000.0 * share).round() / 10.0)),
         _ => None,
     }
 }
