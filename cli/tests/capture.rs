@@ -216,4 +216,10 @@ fn servers_that_are_of_no_use_are_told_and_nothing_stays() {
         assert_eq!(server.requests(), requests, "{stderr}");
         assert!(!place.path("new").exists());
     }
+    // Too few rows to give up early.
+    let (_, _) = server(&place, |_| Reply::status("400 Bad Request"));
+    let output = capture(&place, &[ROWS, BIG, &["--output", "few"]]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("12 rows of which nothing was said"), "{stderr}");
+    assert!(stderr.contains("--prompt-as text"), "{stderr}");
 }

@@ -100,6 +100,15 @@ enum PromptArg {
     Text,
 }
 
+impl From<PromptArg> for PromptAs {
+    fn from(prompt_as: PromptArg) -> Self {
+        match prompt_as {
+            PromptArg::Tokens => Self::Tokens,
+            PromptArg::Text => Self::Text,
+        }
+    }
+}
+
 impl EndpointArgs {
     /// The servers, where any are named.
     fn teacher(&self) -> anyhow::Result<Option<TeacherConfig>> {
@@ -194,10 +203,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             )?
         }
         Some(teacher) => {
-            let prompt_as = match args.endpoint.prompt_as {
-                PromptArg::Tokens => PromptAs::Tokens,
-                PromptArg::Text => PromptAs::Text,
-            };
+            let prompt_as = args.endpoint.prompt_as.into();
             let options = EndpointOptions { teacher, prompt_as, top_k: args.top_k };
             capture_endpoint(
                 &source,
@@ -239,7 +245,14 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if found.failed > 0 {
         let message = format!("{} of which nothing was said", counted(found.failed, "row"));
         let error = Error::new(ErrorKind::Network, message).in_file(failed_path(&args.output));
-        let hint = "that file has the reasons; run the command again to ask about these rows alone";
+        let hint = match found.rows {
+            0 => format!(
+                "that file has the reasons; {}",
+                PromptAs::from(args.endpoint.prompt_as).hint()
+            ),
+            _ => "that file has the reasons; run the command again to ask about these rows alone"
+                .into(),
+        };
         return Err(error.hint(hint).into());
     }
     Ok(())

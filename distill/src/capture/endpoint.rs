@@ -151,16 +151,7 @@ impl Speaker for Endpoint<'_> {
                     self.model,
                     self.failed.len()
                 );
-                Err(Error::new(ErrorKind::Network, message).hint(match self.prompt_as {
-                    PromptAs::Tokens => {
-                        "a server that reads texts alone, such as llama-cpp-python's, is asked with \
-                         `--prompt-as text`"
-                    }
-                    PromptAs::Text => {
-                        "a server must tell the log-probs of its prompt (`echo` with `logprobs`) of \
-                         this model's tokens"
-                    }
-                }))
+                Err(Error::new(ErrorKind::Network, message).hint(self.prompt_as.hint()))
             }
             _ => Ok(()),
         }

@@ -22,6 +22,22 @@ pub enum PromptAs {
     Text,
 }
 
+impl PromptAs {
+    /// What to do about a server that says nothing of any row.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Tokens => {
+                "a server that reads texts alone, such as llama-cpp-python's, is asked with \
+                 `--prompt-as text`"
+            }
+            Self::Text => {
+                "a server must tell the log-probs of its prompt (`echo` with `logprobs`) of this \
+                 model's tokens"
+            }
+        }
+    }
+}
+
 /// `choices[0].logprobs` of a text completion that repeats its prompt.
 #[derive(Deserialize)]
 struct Logprobs {
