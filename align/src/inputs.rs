@@ -173,8 +173,8 @@ fn state_of(key: &str, text: &str, checksums: &mut Checksums) -> Result<State> {
         _ => None,
     };
     let path = path.map_or(text, |(_, path)| path);
-    // Scorers and tasks that name no file have none to miss.
-    let plain = matches!(key, "scorer") && path == text;
+    // Scorers that name no file have none to miss, and a value of a pipeline may be anything.
+    let plain = key == "set" || key == "scorer" && path == text;
     let is_on_hub = DATA.contains(&key) && HubId::parse(without_weight(path)).is_some();
     match !plain && !is_on_hub && is_path(path) {
         true => Ok(State::Missing(PathBuf::from(without_weight(path)))),
@@ -339,6 +339,7 @@ mod tests {
             ("data", format!("{shown}:2")),
             ("task", format!("gsm8k={shown}")),
             ("scorer", format!("0.5*judge:{shown}")),
+            ("set", format!("questions.input={shown}")),
         ] {
             assert!(matches!(state(key, &text), State::There { .. }), "{text}");
         }
@@ -356,6 +357,8 @@ mod tests {
             ("scorer", "0.2*length:1024", false),
             ("scorer", "reward:there/is/none", true),
             ("task", "gsm8k=none.jsonl", true),
+            ("set", "answers.samples=4", false),
+            ("set", "teachers.big.local=org/model", false),
             ("data", "data/none.jsonl:2", true),
             ("model", "./none", true),
             ("model", "none", true),

@@ -91,7 +91,7 @@ pub fn named(name: &str) -> Option<&'static Kind> {
 }
 
 /// Keys whose values name files, models and data sets.
-pub const INPUTS: [&str; 17] = [
+pub const INPUTS: [&str; 18] = [
     "model",
     "adapter",
     "base",
@@ -104,6 +104,7 @@ pub const INPUTS: [&str; 17] = [
     "ref_model",
     "samples",
     "scorer",
+    "set",
     "task",
     "teacher",
     "teacher_config",

@@ -354,6 +354,11 @@ impl Failed {
                 vec![(failed, failed + number(&summary["rows"]))]
             }
             "generate" => vec![(number(&summary["failed_rows"]), number(&summary["rows"]))],
+            "synth" => {
+                let steps = summary["steps"].as_array().map_or(&[][..], Vec::as_slice);
+                let figures = steps.iter().map(|step| &step["figures"]);
+                figures.map(|f| (number(&f["unanswered"]), number(&f["questions"]))).collect()
+            }
             _ => Vec::new(),
         };
         let told = told.into_iter().filter(|(failed, _)| *failed > 0);

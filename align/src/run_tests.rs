@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use halter_core::train::progress::{Recorded, Silent};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -309,6 +310,28 @@ fn a_share_of_the_rows_may_fail_where_the_recipe_says_so() {
     }
     let page = fs::read_to_string(place.dir.path().join("run/report.html")).unwrap();
     assert!(page.contains("1 of 20 failed"), "{page}");
+}
+
+#[test]
+fn what_a_command_tells_of_failures_is_the_worst_of_its_figures() {
+    let told = [
+        ("generate", json!({ "failed_rows": 2, "rows": 8 }), (2, 8)),
+        ("distill capture", json!({ "failed": 1, "rows": 3 }), (1, 4)),
+        (
+            "synth",
+            json!({ "steps": [
+                { "figures": { "questions": 40, "unanswered": 4 } },
+                { "figures": { "questions": 5, "unanswered": 1 } },
+                { "figures": {} },
+            ] }),
+            (1, 5),
+        ),
+    ];
+    for (name, summary, (failed, of)) in told {
+        let kind = crate::kind::named(name).unwrap();
+        assert_eq!(Failed::of(kind, &summary), Some(Failed { failed, of }), "{name}");
+        assert_eq!(Failed::of(kind, &json!({})), None, "{name}");
+    }
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub struct Args {
     /// Another seed than the pipeline's
     #[arg(long)]
     seed: Option<u64>,
+    /// A value in place of the pipeline's: teachers.NAME.KEY=VALUE or STEP.KEY=VALUE
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Run this step and those after it again
     #[arg(long, value_name = "STEP")]
     from: Option<String>,
@@ -47,10 +50,10 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let mut progress = progress::to_stderr();
     let mut pipeline = match &args.pipeline {
-        Some(path) => Pipeline::open(path)?,
+        Some(path) => Pipeline::open(path, &args.set)?,
         None => {
             progress.note("no pipeline: the bundled one, on the bundled tiny model");
-            Pipeline::parse(Path::new("bundled.toml"), BUNDLED)?
+            Pipeline::parse(Path::new("bundled.toml"), BUNDLED, &args.set)?
         }
     };
     pipeline.seed = args.seed.unwrap_or(pipeline.seed);
@@ -91,17 +94,24 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     for (name, spent) in &summary.spent {
         progress.note(&format!("{name}: {} requests, {} tokens", spent.requests, spent.tokens));
     }
+    let mut unanswered = 0;
     for told in summary.steps.iter().filter(|told| told.made.unanswered() > 0) {
         let questions = counted(told.made.unanswered() as usize, "question");
-        progress.note(&format!(
-            "{}: {questions} without an answer; the same command asks again",
-            told.step
-        ));
+        progress.note(&format!("{}: {questions} without an answer", told.step));
+        unanswered += told.made.unanswered() as usize;
     }
     let rows = counted(summary.rows, "row");
     progress.note(&format!("{rows}: {}", summary.rows_file.display()));
     progress.note(&format!("report: {}", args.output.join("report.html").display()));
-    context.print_json(&summary)
+    context.print_json(&summary)?;
+    match unanswered {
+        0 => Ok(()),
+        _ => {
+            let message = format!("{} without an answer", counted(unanswered, "question"));
+            let error = Error::new(ErrorKind::Network, message);
+            Err(error.hint("the same command asks them again, and no others").into())
+        }
+    }
 }
 
 /// What was made stays: the same command goes on.

@@ -177,6 +177,12 @@ teacher_logps = "{capture}"
 data = ["{synth}/rows.jsonl"]
 max_steps = 2
 batch_size = 2
+
+[[stage]]
+name = "told"
+kind = "synth"
+pipeline = "pipeline.toml"
+set = ["teachers.bundled.local={distill}", "rows.input={synth}/rows.jsonl", "rows.limit=2"]
 "#;
 
 const PIPELINE: &str = r#"[teachers.bundled]
@@ -207,14 +213,17 @@ fn teachers_and_students_are_stages_and_nothing_is_asked_twice() {
     };
     let done = align(&[]);
     // The student is the same in both rounds.
-    assert_eq!((&done["ran"], &done["cached"]), (&7.into(), &1.into()));
+    assert_eq!((&done["ran"], &done["cached"]), (&9.into(), &1.into()));
     let stages = done["stages"].as_array().unwrap();
     let directory = |at: usize| place.root().join(stages[at]["directory"].as_str().unwrap());
-    assert_eq!((&stages[0]["kind"], &stages[4]["kind"]), (&"synth".into(), &"synth".into()));
+    assert_eq!((&stages[0]["kind"], &stages[5]["kind"]), (&"synth".into(), &"synth".into()));
     let rows = |at: usize| fs::read_to_string(directory(at).join("rows.jsonl")).unwrap();
-    assert_ne!(rows(0), rows(4), "every round draws anew");
+    assert_ne!(rows(0), rows(5), "every round draws anew");
     assert!(directory(2).join("teacher.logps").exists());
-    assert!(directory(7).join("model.safetensors").exists());
+    assert!(directory(8).join("model.safetensors").exists());
+    let told = rows(4);
+    let student = directory(3).file_name().unwrap().to_string_lossy().into_owned();
+    assert!(told.lines().count() <= 2 && told.contains(&student), "{told}");
     let answers = place.read("run/teachers/bundled/answers.jsonl");
 
     // Another budget buys nothing again, and neither does a stage that is lost.

@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::options::{Options, with_nearest};
+use super::set::set;
 use crate::step::Made;
 use crate::{curate, generate};
 
@@ -53,26 +54,28 @@ enum Names {
 }
 
 impl Pipeline {
-    /// Reads a pipeline.
+    /// Reads a pipeline, with `values` as [`parse`](Self::parse) has them.
     ///
     /// # Errors
     /// A file that cannot be read, or as [`parse`](Self::parse).
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, values: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        Self::parse(path, &text)
+        Self::parse(path, &text, values)
     }
 
-    /// Reads a pipeline from its text; `path` is told in errors.
+    /// Reads a pipeline from its text; `path` is told in errors. `values` stand in place of the text's:
+    /// `teachers.NAME.KEY=VALUE` or `STEP.KEY=VALUE`.
     ///
     /// # Errors
     /// The first key or value that cannot be used, with its line.
-    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+    pub fn parse(path: &Path, text: &str, values: &[String]) -> Result<Self> {
         let line_at = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
         let syntax = |error: toml::de::Error| {
             let line = error.span().map_or(1, |span| line_at(span.start));
             Error::config(error.message().replace('\n', " ")).at(path, line)
         };
-        let table: toml::Table = text.parse().map_err(syntax)?;
+        let mut table: toml::Table = text.parse().map_err(syntax)?;
+        values.iter().try_for_each(|told| set(&mut table, told))?;
         let places = DeTable::parse(text).map_err(syntax)?;
         let places = places.get_ref();
         let top_lines = lines_of(places, &line_at);
@@ -103,7 +106,7 @@ impl Pipeline {
         }
         let mut pipeline = Self { seed, teachers, steps: Vec::new() };
         let list = places.get("step").map(Spanned::get_ref);
-        let names = names_of(&tables);
+        let names: Vec<String> = tables.iter().filter_map(name_of).map(str::to_string).collect();
         for (at, table) in tables.into_iter().enumerate() {
             let place = match list {
                 Some(DeValue::Array(items)) => items.get(at),
@@ -215,13 +218,9 @@ impl Pipeline {
     }
 }
 
-/// The names that steps have or will have.
-fn names_of(tables: &[toml::Table]) -> Vec<String> {
-    let name = |table: &toml::Table| {
-        let name = table.get("name").or_else(|| table.get("kind"))?;
-        Some(name.as_str()?.to_string())
-    };
-    tables.iter().filter_map(name).collect()
+/// The name that a step has or will have.
+pub(super) fn name_of(step: &toml::Table) -> Option<&str> {
+    step.get("name").or_else(|| step.get("kind"))?.as_str()
 }
 
 fn lines_of(table: &DeTable, line_at: &impl Fn(usize) -> usize) -> BTreeMap<String, usize> {

@@ -5,6 +5,7 @@ mod files;
 mod options;
 mod report;
 mod run;
+mod set;
 
 pub use config::{Input, Pipeline, Stage};
 pub use files::{Made, Spending};
