@@ -149,6 +149,9 @@ fn what_cannot_be_run_is_refused_with_its_line() {
     }
     commands.push("synth pipeline.toml --from rigth".into());
     commands.push("synth pipeline.toml --from right --until problems".into());
+    for told in ["right=1", "solution.samples=1", "solutions.samples=0", "teachers.big.local=x"] {
+        commands.push(format!("synth pipeline.toml --set {told}"));
+    }
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     insta::assert_snapshot!("synth_failures", failures(place.root(), &commands));
 }
