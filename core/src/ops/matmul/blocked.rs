@@ -24,8 +24,6 @@ const BLOCKS: usize = 12;
 /// Columns of `b` that are packed at once, and numbers: they stay in the third-level cache.
 const COLS: usize = 3072;
 const PACKED: usize = 1 << 20;
-/// Most columns of a `b` that is read as it lies: it stays near anyway.
-const FLAT_COLS: usize = 1024;
 /// Rows of `b` a multiple of this apart would fall on each other in the first-level cache.
 const ALIASED: usize = 512;
 /// Panels of `b` that one task packs.
@@ -60,7 +58,7 @@ fn product_with(kernel: Kernel, a: Mat, b: Mat, into: Into, c: MatMut) {
     let blocks = m.div_ceil(ROWS).max(BLOCKS).min(panels);
     let first_row = |block: usize| (block * panels / blocks * kernel.rows).min(m);
     let is_flat = b.col_stride == 1
-        && n <= FLAT_COLS
+        && n <= kernel.flat_cols
         && n.is_multiple_of(kernel.cols)
         && !b.row_stride.is_multiple_of(ALIASED);
     let c = Shared::new(c.data);

@@ -14,6 +14,9 @@ pub(super) struct Kernel {
     pub(super) rows: usize,
     /// Columns of a tile.
     pub(super) cols: usize,
+    /// Most columns of a `b` that it reads as it lies. What is one line of the cache of each row has no
+    /// neighbour that comes with it.
+    pub(super) flat_cols: usize,
     /// For `a` in a panel: `k` columns of `rows` numbers.
     pub(super) packed: unsafe fn(&Tile),
     /// For `a` as it lies.
@@ -74,11 +77,11 @@ impl Kernel {
         {
             if is_x86_feature_detected!("avx512f") {
                 let (packed, direct) = (avx512::<true>, avx512::<false>);
-                kernels.push(Self { rows: 14, cols: 32, packed, direct });
+                kernels.push(Self { rows: 14, cols: 32, flat_cols: 1024, packed, direct });
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 let (packed, direct) = (avx2::<true>, avx2::<false>);
-                kernels.push(Self { rows: 6, cols: 16, packed, direct });
+                kernels.push(Self { rows: 6, cols: 16, flat_cols: 0, packed, direct });
             }
         }
         kernels.push(Self::PLAIN);
@@ -86,7 +89,8 @@ impl Kernel {
     }
 
     /// Works everywhere; the compiler uses what vectors the target always has.
-    const PLAIN: Self = Self { rows: 4, cols: 8, packed: plain::<true>, direct: plain::<false> };
+    const PLAIN: Self =
+        Self { rows: 4, cols: 8, flat_cols: 0, packed: plain::<true>, direct: plain::<false> };
 }
 
 /// Vectors of sixteen: 14 × 2 accumulators of the 32 registers.
