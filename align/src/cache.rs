@@ -1,7 +1,7 @@
 //! What is done: a directory for each stage, named by all that its outputs depend on.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use halter_core::train::files::{atomic_write, remove_temporaries, temporary_beside};
@@ -174,12 +174,7 @@ impl Store {
     /// What the file system says.
     pub fn drop_checkpoints(&self, name: &str, key: &str) -> Result<()> {
         let path = self.directory(name, key).join(CHECKPOINTS);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("remove", &path, error))
-            }
-            _ => Ok(()),
-        }
+        removed(fs::remove_dir_all(&path), &path)
     }
 
     /// Removes what a stage has written.
@@ -204,12 +199,7 @@ impl Store {
     /// What the file system says.
     pub fn reopen(&self, name: &str, key: &str) -> Result<()> {
         let path = self.directory(name, key).join(DONE);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("remove", &path, error))
-            }
-            _ => Ok(()),
-        }
+        removed(fs::remove_file(&path), &path)
     }
 
     /// Whether `--resume` has something to go on from: a run's configuration, or the settings of
@@ -237,6 +227,14 @@ pub enum Check {
     Quick,
     /// All by their contents.
     Full,
+}
+
+/// What was not there counts as removed.
+fn removed(outcome: io::Result<()>, path: &Path) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -45,10 +45,10 @@ fn teacher<'t>(pipeline: &'t mut Table, name: &str) -> Result<Option<&'t mut Tab
 fn step<'t>(pipeline: &'t mut Table, name: &str) -> Result<Option<&'t mut Table>> {
     let steps = pipeline.get_mut("step").and_then(Value::as_array_mut);
     let mut steps: Vec<_> = steps.into_iter().flatten().filter_map(Value::as_table_mut).collect();
-    let names: Vec<&str> = steps.iter().filter_map(|step| name_of(step)).collect();
-    match names.iter().position(|one| *one == name) {
+    match steps.iter().position(|step| name_of(step) == Some(name)) {
         Some(at) => Ok(Some(steps.swap_remove(at))),
         None => {
+            let names: Vec<&str> = steps.iter().filter_map(|step| name_of(step)).collect();
             let error = Error::config(format!("`set`: no step is called `{name}`"));
             Err(with_nearest(error, name, &names))
         }
